@@ -1,0 +1,1 @@
+"""The operator graph: equations, operators, backward pass, logical axes."""

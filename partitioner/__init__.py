@@ -1,0 +1,1 @@
+"""Splits an operator graph over a mesh of devices."""

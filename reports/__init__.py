@@ -1,0 +1,1 @@
+"""Reports of a costed graph: data, JSON, tables, HTML."""
