@@ -1,0 +1,198 @@
+"""Fused scaled-dot-product attention: the scores never reach memory.
+
+Operands query[b, (g r), s, d], key[b, g, t, d], value[b, g, t, e] and, optionally, a mask that broadcasts
+to [b, (g r), s, t]; r query heads share a key/value head. Results: output[b, (g r), s, e] and the
+logarithms of the softmax sums [b, (g r), s] that the backward pass needs.
+Attributes: `causal`, `scale`, `dropout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graph_ir.equation import Dim, Equation
+from graph_ir.evaluate import Array
+from graph_ir.op_def import OpDef, register
+from graph_ir.tensor_type import TensorType
+
+if TYPE_CHECKING:
+    from graph_ir.gradients import GradientBuilder
+    from graph_ir.graph import Node, Value
+
+
+def _dims(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> dict[str, Any]:
+    groups = key[1]
+    heads: tuple[str, ...] = ("g",) if query[1] == groups else ("g", "r")
+    batch: tuple[str, ...] = ("b",)
+    sizes = {"b": query[0], "g": groups, "s": query[2], "t": key[2], "d": query[3], "e": value[3]}
+    if query[1] != groups:
+        sizes["r"] = query[1] // groups
+    return {
+        "sizes": sizes,
+        "q": (batch, heads, ("s",), ("d",)),
+        "k": (batch, ("g",), ("t",), ("d",)),
+        "v": (batch, ("g",), ("t",), ("e",)),
+        "o": (batch, heads, ("s",), ("e",)),
+        "lse": (batch, heads, ("s",)),
+        "full": (batch, heads, ("s",), ("t",)),
+    }
+
+
+def _mask_dims(mask: Sequence[int], full: tuple[tuple[str, ...], ...]) -> tuple[Dim, ...]:
+    names = full[4 - len(mask) :]
+    return tuple(n if size > 1 else () for n, size in zip(names, mask, strict=True))
+
+
+def _equation(
+    inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Mapping[str, Any]
+) -> Equation:
+    d = _dims(inputs[0].shape, inputs[1].shape, inputs[2].shape)
+    masks = [_mask_dims(t.shape, d["full"]) for t in inputs[3:]]
+    results = (d["o"], d["lse"])[: len(outputs)]
+    # d and e are contracted or produced together with a softmax over t; only whole heads, the batch and
+    # the queries can be split. A causal mask counts positions, so splitting s would need an offset.
+    fixed = {"t", "d", "e", *(["s"] if attrs.get("causal") else [])}
+    return Equation((d["q"], d["k"], d["v"], *masks), results, d["sizes"], frozenset(fixed), None)
+
+
+def _backward_equation(
+    inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Mapping[str, Any]
+) -> Equation:
+    grad, query, key, value, *rest = inputs
+    d = _dims(query.shape, key.shape, value.shape)
+    masks = [_mask_dims(t.shape, d["full"]) for t in rest[2:]]
+    fixed = {"t", "d", "e", *(["s"] if attrs.get("causal") else [])}
+    return Equation(
+        (d["o"], d["q"], d["k"], d["v"], d["o"], d["lse"], *masks),
+        (d["q"], d["k"], d["v"])[: len(outputs)],
+        d["sizes"],
+        frozenset(fixed),
+    )
+
+
+def _products(node: Node, score_products: int, value_products: int) -> int:
+    size = node.equation.sizes
+    heads = size["b"] * size["g"] * size.get("r", 1)
+    scores = heads * size["s"] * size["t"]
+    return 2 * scores * (score_products * size["d"] + value_products * size["e"])
+
+
+def _flops(node: Node) -> int:
+    """Scores and weighted values, the full rectangle even if causal (PyTorch's convention)."""
+    return _products(node, 1, 1)
+
+
+def _backward_flops(node: Node) -> int:
+    """Five products: the scores again, dV, dP, dQ and dK (Dao 2022, arXiv 2205.14135, algorithm 4)."""
+    return _products(node, 3, 2)
+
+
+def causal_fraction(node: Node) -> float:
+    """Share of the score rectangle below the diagonal, the last query attending to every key."""
+    if not node.attrs.get("causal"):
+        return 1.0
+    s, t = node.equation.sizes["s"], node.equation.sizes["t"]
+    if t < s:
+        return (t + 1) / (2 * s)
+    return (t - s + (s + 1) / 2) / t
+
+
+def attend(
+    query: Array, key: Array, value: Array, mask: Array | None, causal: bool, scale: float | None
+) -> tuple[Array, Array, Array]:
+    """Plain attention. Returns (output, log of the softmax sums, probabilities)."""
+    repeat = query.shape[1] // key.shape[1]
+    key, value = np.repeat(key, repeat, axis=1), np.repeat(value, repeat, axis=1)
+    scores = np.einsum("bhsd,bhtd->bhst", query, key) * (scale or query.shape[-1] ** -0.5)
+    if causal:
+        s, t = scores.shape[-2:]
+        scores = np.where(np.arange(t) <= np.arange(s)[:, None] + max(t - s, 0), scores, -np.inf)
+    if mask is not None:
+        scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
+    top = scores.max(axis=-1, keepdims=True)
+    total = np.exp(scores - top).sum(axis=-1, keepdims=True)
+    probabilities = np.exp(scores - top) / total
+    output = np.einsum("bhst,bhte->bhse", probabilities, value)
+    return output, (np.log(total) + top)[..., 0], probabilities
+
+
+def _evaluate(
+    node: Node, query: Array, key: Array, value: Array, *mask: Array
+) -> tuple[Array, ...]:
+    attrs = node.attrs
+    found = attend(
+        query, key, value, mask[0] if mask else None, bool(attrs.get("causal")), attrs.get("scale")
+    )
+    return found[: len(node.outputs)]
+
+
+def _evaluate_backward(
+    node: Node,
+    grad: Array,
+    query: Array,
+    key: Array,
+    value: Array,
+    out: Array,
+    lse: Array,
+    *mask: Array,
+) -> tuple[Array, ...]:
+    attrs = node.attrs
+    scale = attrs.get("scale") or query.shape[-1] ** -0.5
+    _, _, p = attend(
+        query, key, value, mask[0] if mask else None, bool(attrs.get("causal")), attrs.get("scale")
+    )
+    groups, repeat = key.shape[1], query.shape[1] // key.shape[1]
+    wide_k, wide_v = np.repeat(key, repeat, axis=1), np.repeat(value, repeat, axis=1)
+    dp = np.einsum("bhse,bhte->bhst", grad, wide_v)
+    ds = p * (dp - (grad * out).sum(axis=-1, keepdims=True)) * scale
+
+    def per_group(x: Array) -> Array:
+        return x.reshape(x.shape[0], groups, repeat, *x.shape[2:]).sum(axis=2)
+
+    dq = np.einsum("bhst,bhtd->bhsd", ds, wide_k)
+    dk = per_group(np.einsum("bhst,bhsd->bhtd", ds, query))
+    dv = per_group(np.einsum("bhst,bhse->bhte", p, grad))
+    return dq, dk, dv
+
+
+def _gradient(
+    b: GradientBuilder, node: Node, grads: Sequence[Value | None]
+) -> Sequence[Value | None]:
+    grad = grads[0]
+    if grad is None:
+        return [None] * len(node.inputs)
+    query, key, value, *masks = node.inputs
+    results = b.emit(
+        node,
+        "attention_backward",
+        [grad, query, key, value, *node.outputs, *masks],
+        [query.type, key.type, value.type],
+        node.attrs,
+    )
+    return [*results, *[None] * len(masks)]
+
+
+register(
+    OpDef(
+        "attention",
+        "attention",
+        _equation,
+        flops=_flops,
+        engine="matrix",
+        gradient=_gradient,
+        evaluate=_evaluate,
+        executed_fraction=causal_fraction,
+    ),
+    OpDef(
+        "attention_backward",
+        "attention",
+        _backward_equation,
+        flops=_backward_flops,
+        engine="matrix",
+        evaluate=_evaluate_backward,
+        executed_fraction=causal_fraction,
+    ),
+)

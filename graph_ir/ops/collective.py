@@ -1,0 +1,69 @@
+"""Collectives between the devices of one mesh axis: ordinary nodes of one rank's graph.
+
+Attributes: `axis` (the mesh axis), `group_size`, `group_stride` (the group's ranks are r, r + stride,
+r + 2 stride, ...), `dim` (the tensor dim that is split or gathered). Operand and result are the rank's own
+tensors. `bytes_communicated` is what the rank sends in a ring, which is also the least that any algorithm
+without help from the switch can send (Thakur et al. 2005, doi:10.1177/1094342005051521).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from graph_ir.equation import Equation
+from graph_ir.op_def import OpDef, register
+from graph_ir.ops.gather import _whole
+from graph_ir.tensor_type import TensorType
+
+if TYPE_CHECKING:
+    from graph_ir.graph import Node
+
+
+def message_bytes(node: Node) -> int:
+    """Size of the whole buffer the collective works on, as NCCL counts it.
+
+    all_reduce: the operand; all_gather: the gathered result; reduce_scatter: the operand before it is
+    scattered; all_to_all, send, recv: the operand.
+    """
+    given = sum(v.type.bytes for v in node.inputs)
+    made = sum(v.type.bytes for v in node.outputs)
+    return max(given, made)
+
+
+def sent_bytes(node: Node) -> int:
+    """Bytes that one rank sends."""
+    n = node.attrs["group_size"]
+    size = message_bytes(node)
+    if node.op == "all_reduce":
+        return 2 * size * (n - 1) // n
+    if node.op in ("all_gather", "reduce_scatter", "all_to_all"):
+        return size * (n - 1) // n
+    return size
+
+
+def _equation(
+    inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Mapping[str, Any]
+) -> Equation:
+    return _whole(inputs, outputs, attrs)
+
+
+def _reduce_flops(node: Node) -> int:
+    n = node.attrs["group_size"]
+    return sum(v.type.elements for v in node.inputs) * (n - 1) // n
+
+
+def _collective(name: str, flops: float | Callable[[Node], int] = 0) -> OpDef:
+    return OpDef(name, "collective", _equation, flops=flops, engine="network")
+
+
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send", "recv")
+
+register(
+    _collective("all_reduce", _reduce_flops),
+    _collective("reduce_scatter", _reduce_flops),
+    _collective("all_gather"),
+    _collective("all_to_all"),
+    _collective("send"),
+    _collective("recv"),
+)

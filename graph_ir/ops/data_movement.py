@@ -1,0 +1,296 @@
+"""Operators that rearrange elements: reshape, transpose, slice, split, concatenate, expand, pad.
+
+With the attribute `view` set, the result aliases the operand and costs nothing; else it is a copy. A
+slice or an uneven split or concatenation needs the whole dim; even ones are compound dims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graph_ir.equation import Dim, Dims, Equation
+from graph_ir.evaluate import Array, product
+from graph_ir.gradients import linear_gradient
+from graph_ir.op_def import OpDef, register
+from graph_ir.reshape import reshape_equation
+from graph_ir.tensor_type import TensorType
+
+if TYPE_CHECKING:
+    from graph_ir.gradients import GradientBuilder
+    from graph_ir.graph import Node, Value
+
+Grads = Sequence["Value | None"]
+Types = Sequence[TensorType]
+
+
+def _names(shape: Sequence[int]) -> tuple[list[Dim], dict[str, int]]:
+    return [(f"i{i}",) for i in range(len(shape))], {f"i{i}": n for i, n in enumerate(shape)}
+
+
+def _reshape(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
+    return reshape_equation(inputs[0].shape, outputs[0].shape)
+
+
+def _transpose(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
+    """Attribute `perm`: result dim i is operand dim perm[i]."""
+    dims, sizes = _names(inputs[0].shape)
+    return Equation((tuple(dims),), (tuple(dims[p] for p in attrs["perm"]),), sizes, reduction=None)
+
+
+def _expand(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
+    """Broadcasts dims of size 1, and new leading dims."""
+    dims, sizes = _names(outputs[0].shape)
+    shape = inputs[0].shape
+    lead = len(dims) - len(shape)
+    source = tuple(
+        dims[lead + i] if n == outputs[0].shape[lead + i] else () for i, n in enumerate(shape)
+    )
+    return Equation((source,), (tuple(dims),), sizes, reduction=None)
+
+
+def _one_axis(
+    shape: Sequence[int], others: Sequence[Sequence[int]], parts: int, axis: int
+) -> tuple[Dims, tuple[Dims, ...], dict[str, int], frozenset[str]]:
+    """Dims of a tensor and of its pieces along `axis`."""
+    dims, sizes = _names(shape)
+    even = len({tuple(o) for o in others}) == 1 and shape[axis] == parts * others[0][axis]
+    pieces: list[Dims] = []
+    whole: list[Dim] = list(dims)
+    fixed = set()
+    if even:
+        del sizes[f"i{axis}"]
+        sizes |= {"part": parts, "within": others[0][axis]}
+        whole[axis] = ("part", "within")
+        fixed.add("part")
+    else:
+        fixed.add(f"i{axis}")
+    for i, piece_shape in enumerate(others):
+        piece: list[Dim] = list(dims)
+        name = "within" if even else f"piece{i}"
+        sizes[name] = piece_shape[axis]
+        piece[axis] = (name,)
+        if not even:
+            fixed.add(name)
+        pieces.append(tuple(piece))
+    return tuple(whole), tuple(pieces), sizes, frozenset(fixed)
+
+
+def _split(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
+    """Attribute `axis`; the results' sizes say where the cuts are."""
+    axis = attrs["axis"] % len(inputs[0].shape)
+    whole, pieces, sizes, fixed = _one_axis(
+        inputs[0].shape, [t.shape for t in outputs], len(outputs), axis
+    )
+    return Equation((whole,), pieces, sizes, fixed, None)
+
+
+def _concat(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
+    """Attribute `axis`."""
+    axis = attrs["axis"] % len(outputs[0].shape)
+    whole, pieces, sizes, fixed = _one_axis(
+        outputs[0].shape, [t.shape for t in inputs], len(inputs), axis
+    )
+    return Equation(pieces, (whole,), sizes, fixed, None)
+
+
+def _changed_dims(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
+    """Dims whose size changes, or that the attribute `axes` names, are whole; the others pass."""
+    dims, sizes = _names(inputs[0].shape)
+    result: list[Dim] = list(dims)
+    fixed = {f"i{axis % len(dims)}" for axis in attrs.get("axes", ())}
+    for i, n in enumerate(outputs[0].shape):
+        if n != inputs[0].shape[i]:
+            result[i] = (f"o{i}",)
+            sizes[f"o{i}"] = n
+            fixed |= {f"i{i}", f"o{i}"}
+    return Equation((tuple(dims),), (tuple(result),), sizes, frozenset(fixed), None)
+
+
+def _rearrange(node: Node, x: Array) -> Array:
+    return product(node.equation, {}, node.outputs[0].type.shape, x)
+
+
+def _slices(node: Node) -> tuple[slice, ...]:
+    """Attributes `starts`, `steps` per dim; the result's shape says how many are taken."""
+    shape = node.outputs[0].type.shape
+    starts = node.attrs.get("starts", (0,) * len(shape))
+    steps = node.attrs.get("steps", (1,) * len(shape))
+    found = []
+    for start, step, n in zip(starts, steps, shape, strict=True):
+        stop = start + step * n
+        found.append(slice(start, None if stop < 0 else stop, step))
+    return tuple(found)
+
+
+def _slice_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
+    if grads[0] is None:
+        return [None]
+    return b.emit(node, "slice_backward", [grads[0]], [node.inputs[0].type], node.attrs)
+
+
+def _slice_backward(node: Node, dy: Array) -> Array:
+    shape = node.outputs[0].type.shape
+    result = np.zeros(shape, dtype=dy.dtype)
+    starts = node.attrs.get("starts", (0,) * len(shape))
+    steps = node.attrs.get("steps", (1,) * len(shape))
+    where = []
+    for start, step, n in zip(starts, steps, dy.shape, strict=True):
+        stop = start + step * n
+        where.append(slice(start, None if stop < 0 else stop, step))
+    result[tuple(where)] = dy
+    return result
+
+
+def _split_evaluate(node: Node, x: Array) -> tuple[Array, ...]:
+    axis = node.attrs["axis"]
+    cuts = np.cumsum([v.type.shape[axis] for v in node.outputs])[:-1]
+    return tuple(np.split(x, cuts, axis=axis))
+
+
+def _split_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
+    if all(g is None for g in grads):
+        return [None]
+    pieces = []
+    for grad, piece in zip(grads, node.outputs, strict=True):
+        zeros = grad or b.emit(node, "fill", [], [piece.type], {"value": 0}, "zeros")[0]
+        pieces.append(zeros)
+    attrs = {"axis": node.attrs["axis"]}
+    return b.emit(node, "concat", pieces, [node.inputs[0].type], attrs, "grad")
+
+
+def _concat_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
+    if grads[0] is None:
+        return [None] * len(node.inputs)
+    attrs = {"axis": node.attrs["axis"], "view": True}
+    return b.emit(node, "split", [grads[0]], [v.type for v in node.inputs], attrs, "grad")
+
+
+def _pad(node: Node, x: Array) -> Array:
+    """Attribute `before`: elements added in front of each dim (negative: cut off)."""
+    shape = node.outputs[0].type.shape
+    before = node.attrs.get("before", (0,) * len(shape))
+    result = np.full(shape, node.attrs.get("value", 0), dtype=x.dtype)
+    source, target = [], []
+    for offset, n, m in zip(before, x.shape, shape, strict=True):
+        low, high = max(0, -offset), min(n, m - offset)
+        source.append(slice(low, high))
+        target.append(slice(low + offset, high + offset))
+    result[tuple(target)] = x[tuple(source)]
+    return result
+
+
+def _pad_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
+    if grads[0] is None:
+        return [None]
+    starts = tuple(node.attrs.get("before", (0,) * len(node.outputs[0].type.shape)))
+    attrs = {"starts": starts, "view": all(s >= 0 for s in starts)}
+    return b.emit(node, "slice", [grads[0]], [node.inputs[0].type], attrs, "grad")
+
+
+def _result_bytes(node: Node) -> int:
+    """A slice or a broadcast reads only what it delivers, and never more than there is."""
+    return min(node.inputs[0].type.bytes, sum(v.type.bytes for v in node.outputs))
+
+
+register(
+    OpDef(
+        "reshape",
+        "data_movement",
+        _reshape,
+        flops=0,
+        engine="copy",
+        gradient=linear_gradient,
+        evaluate=lambda node, x: x.reshape(node.outputs[0].type.shape),
+        linear="jointly",
+        view_of=0,
+    ),
+    OpDef(
+        "transpose",
+        "data_movement",
+        _transpose,
+        flops=0,
+        engine="copy",
+        gradient=linear_gradient,
+        evaluate=_rearrange,
+        linear="jointly",
+        view_of=0,
+    ),
+    OpDef(
+        "expand",
+        "data_movement",
+        _expand,
+        flops=0,
+        engine="copy",
+        gradient=linear_gradient,
+        evaluate=_rearrange,
+        linear="jointly",
+        view_of=0,
+    ),
+    OpDef(
+        "slice",
+        "data_movement",
+        _changed_dims,
+        flops=0,
+        engine="copy",
+        gradient=_slice_gradient,
+        evaluate=lambda node, x: x[_slices(node)],
+        linear="jointly",
+        bytes_read=_result_bytes,
+        view_of=0,
+    ),
+    # Zeros with the gradient of a slice written into them.
+    OpDef(
+        "slice_backward",
+        "data_movement",
+        _changed_dims,
+        flops=0,
+        engine="copy",
+        evaluate=_slice_backward,
+        linear="jointly",
+    ),
+    OpDef(
+        "split",
+        "data_movement",
+        _split,
+        flops=0,
+        engine="copy",
+        gradient=_split_gradient,
+        evaluate=_split_evaluate,
+        linear="jointly",
+        view_of=0,
+    ),
+    OpDef(
+        "concat",
+        "data_movement",
+        _concat,
+        flops=0,
+        engine="copy",
+        gradient=_concat_gradient,
+        evaluate=lambda node, *xs: np.concatenate(xs, axis=node.attrs["axis"]),
+        linear="jointly",
+    ),
+    OpDef(
+        "pad",
+        "data_movement",
+        _changed_dims,
+        flops=0,
+        engine="copy",
+        gradient=_pad_gradient,
+        evaluate=_pad,
+        bytes_read=_result_bytes,
+    ),
+    # Attribute `axes`: the dims that are flipped, rolled or otherwise permuted as a whole.
+    OpDef(
+        "flip",
+        "data_movement",
+        _changed_dims,
+        flops=0,
+        engine="copy",
+        gradient=linear_gradient,
+        evaluate=lambda node, x: np.flip(x, node.attrs["axes"]),
+        linear="jointly",
+    ),
+)

@@ -1,0 +1,257 @@
+"""Softmax and norms: an operator over a whole dim, elementwise in the others.
+
+The normalised dims need replication. Batch norm takes statistics over the batch, which data-parallel
+training splits all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graph_ir.equation import Dim, Equation
+from graph_ir.evaluate import Array
+from graph_ir.op_def import OpDef, register
+from graph_ir.tensor_type import TensorType
+
+if TYPE_CHECKING:
+    from graph_ir.gradients import GradientBuilder
+    from graph_ir.graph import Node, Value
+
+Grads = Sequence["Value | None"]
+Types = Sequence[TensorType]
+
+
+def _softmax_equation(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
+    """`... t -> ... t` with t whole; attribute `axis`."""
+    shape = outputs[0].shape
+    dims: list[Dim] = [(f"i{i}",) for i in range(len(shape))]
+    axis = attrs.get("axis", -1) % len(shape)
+    sizes = {f"i{i}": n for i, n in enumerate(shape)}
+    every = tuple(dims)
+    return Equation(
+        (every,) * len(inputs), (every,) * len(outputs), sizes, frozenset({f"i{axis}"}), None
+    )
+
+
+def _softmax(node: Node, x: Array) -> Array:
+    axis = node.attrs.get("axis", -1)
+    e = np.exp(x - x.max(axis=axis, keepdims=True))
+    return np.asarray(e / e.sum(axis=axis, keepdims=True))
+
+
+def _softmax_backward(node: Node, dy: Array, y: Array) -> Array:
+    return y * (dy - (dy * y).sum(axis=node.attrs.get("axis", -1), keepdims=True))
+
+
+def _log_softmax_backward(node: Node, dy: Array, y: Array) -> Array:
+    return dy - np.exp(y) * dy.sum(axis=node.attrs.get("axis", -1), keepdims=True)
+
+
+def _saves_result(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
+    if grads[0] is None:
+        return [None]
+    operands = [grads[0], node.outputs[0]]
+    return b.emit(node, f"{node.op}_backward", operands, [node.inputs[0].type], node.attrs)
+
+
+# --- layer norm and RMS norm: over the last `rank` dims -------------------------------------------------
+
+
+def _row_dims(x: TensorType, rank: int) -> tuple[list[Dim], list[Dim], dict[str, int]]:
+    dims: list[Dim] = [(f"i{i}",) for i in range(len(x.shape))]
+    cut = len(dims) - rank
+    return dims[:cut], dims[cut:], {f"i{i}": n for i, n in enumerate(x.shape)}
+
+
+def _layer_norm_equation(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
+    """`... d, d, d -> ... d, ..., ...`: the result, and per row the mean and the inverse deviation."""
+    rows, norm, sizes = _row_dims(inputs[0], attrs.get("rank", 1))
+    x = (*rows, *norm)
+    fixed = frozenset(d[0] for d in norm)
+    stats = [tuple(rows)] * (len(outputs) - 1)
+    return Equation((x, *[tuple(norm)] * (len(inputs) - 1)), (x, *stats), sizes, fixed, None)
+
+
+def _layer_norm_backward_equation(
+    inputs: Types, outputs: Types, attrs: Mapping[str, Any]
+) -> Equation:
+    """`... d, ... d, ..., d -> ... d, d, d`: the weights' gradients sum over the rows."""
+    rows, norm, sizes = _row_dims(inputs[0], attrs.get("rank", 1))
+    x, stat, w = (*rows, *norm), tuple(rows), tuple(norm)
+
+    def dims(t: TensorType) -> tuple[Dim, ...]:
+        return {len(x): x, len(stat): stat, len(w): w}[len(t.shape)]
+
+    operands = (x, x, *[stat if i < attrs["statistics"] else w for i in range(len(inputs) - 2)])
+    results = (x, *[w] * (len(outputs) - 1))
+    return Equation(operands, results, sizes, frozenset(d[0] for d in norm))
+
+
+def _layer_norm(node: Node, x: Array, *weights: Array) -> tuple[Array, ...]:
+    axes = tuple(range(-node.attrs.get("rank", 1), 0))
+    mean = x.mean(axis=axes, keepdims=True)
+    inverse = 1 / np.sqrt(x.var(axis=axes, keepdims=True) + node.attrs.get("eps", 1e-5))
+    y = (x - mean) * inverse
+    if weights:
+        y = y * weights[0]
+    if len(weights) > 1:
+        y = y + weights[1]
+    return (y, mean.squeeze(axes), inverse.squeeze(axes))[: len(node.outputs)]
+
+
+def _rms_norm(node: Node, x: Array, *weights: Array) -> tuple[Array, ...]:
+    axes = tuple(range(-node.attrs.get("rank", 1), 0))
+    inverse = 1 / np.sqrt((x * x).mean(axis=axes, keepdims=True) + node.attrs.get("eps", 1e-6))
+    y = x * inverse
+    if weights:
+        y = y * weights[0]
+    return (y, inverse.squeeze(axes))[: len(node.outputs)]
+
+
+def _norm_backward(node: Node, dy: Array, x: Array, *rest: Array) -> tuple[Array, ...]:
+    rank = node.attrs.get("rank", 1)
+    axes = tuple(range(-rank, 0))
+    stats = [s.reshape(s.shape + (1,) * rank) for s in rest[: node.attrs["statistics"]]]
+    weights = rest[node.attrs["statistics"] :]
+    centred = len(stats) == 2
+    inverse = stats[-1]
+    xhat = (x - stats[0]) * inverse if centred else x * inverse
+    g = dy * weights[0] if weights else dy
+    dx = g - xhat * (g * xhat).mean(axis=axes, keepdims=True)
+    if centred:
+        dx = dx - g.mean(axis=axes, keepdims=True)
+    rows = tuple(range(dy.ndim - rank))
+    return (dx * inverse, (dy * xhat).sum(axis=rows), dy.sum(axis=rows))[: len(node.outputs)]
+
+
+def _norm_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
+    if grads[0] is None:
+        return [None] * len(node.inputs)
+    x, *weights = node.inputs
+    attrs = {**node.attrs, "statistics": len(node.outputs) - 1}
+    attrs.pop("equation", None)
+    operands = [grads[0], x, *node.outputs[1:], *weights[:1]]
+    return b.emit(node, f"{node.op}_backward", operands, [v.type for v in node.inputs], attrs)
+
+
+# --- group norm and batch norm: x[n, c, ...] -------------------------------------------------------------
+
+
+def _channel_dims(x: TensorType, groups: int) -> tuple[tuple[Dim, ...], dict[str, int]]:
+    space: list[Dim] = [(f"x{i}",) for i in range(len(x.shape) - 2)]
+    sizes = {"n": x.shape[0], "g": groups, "c": x.shape[1] // groups}
+    sizes |= {f"x{i}": n for i, n in enumerate(x.shape[2:])}
+    return (("n",), ("g", "c"), *space), sizes
+
+
+def _group_norm_equation(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
+    """`n (g c) x, (g c), (g c) -> n (g c) x`: whole groups can be split. Instance norm has c = 1."""
+    x, sizes = _channel_dims(inputs[0], attrs["groups"])
+    channel = (("g", "c"),)
+    operands = tuple(x if t.shape == inputs[0].shape else channel for t in inputs)
+    results = tuple(x if t.shape == inputs[0].shape else channel for t in outputs)
+    fixed = frozenset({"c", *(d[0] for d in x[2:])})
+    reduction = "sum" if len(outputs) > 1 else None
+    return Equation(operands, results, sizes, fixed, reduction)
+
+
+def _batch_norm_equation(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
+    """`n c x, c, c -> n c x`: statistics over n and x; at inference elementwise."""
+    x, sizes = _channel_dims(inputs[0], inputs[0].shape[1])
+    del sizes["c"]
+    x = (x[0], ("g",), *x[2:])
+    space = {"n", *(d[0] for d in x[2:])}
+    operands = tuple(x if t.shape == inputs[0].shape else (("g",),) for t in inputs)
+    results = tuple(x if t.shape == inputs[0].shape else (("g",),) for t in outputs)
+    if not attrs.get("training"):
+        return Equation(operands, results, sizes, frozenset(), "sum")
+    return replace(
+        Equation(operands, results, sizes, frozenset(space - {"n"}), "sum"),
+        statistics=frozenset({"n"}),
+    )
+
+
+def _per_channel(v: Array, x: Array) -> Array:
+    return v.reshape((1, -1) + (1,) * (x.ndim - 2))
+
+
+def _group_norm(node: Node, x: Array, *weights: Array) -> Array:
+    g = node.attrs["groups"]
+    split = x.reshape(x.shape[0], g, -1)
+    deviation = np.sqrt(split.var(axis=-1, keepdims=True) + node.attrs.get("eps", 1e-5))
+    y = ((split - split.mean(axis=-1, keepdims=True)) / deviation).reshape(x.shape)
+    for i, w in enumerate(weights):
+        y = y * _per_channel(w, x) if i == 0 else y + _per_channel(w, x)
+    return y
+
+
+def _batch_norm(node: Node, x: Array, *rest: Array) -> tuple[Array, ...]:
+    """Operands x, weight, bias, and at inference the running mean and variance."""
+    weight, bias = rest[:2]
+    if node.attrs.get("training"):
+        axes = (0, *range(2, x.ndim))
+        mean, variance = x.mean(axis=axes), x.var(axis=axes)
+    else:
+        mean, variance = rest[2:4]
+    inverse = 1 / np.sqrt(variance + node.attrs.get("eps", 1e-5))
+    y = (x - _per_channel(mean, x)) * _per_channel(inverse * weight, x) + _per_channel(bias, x)
+    return (y, mean, inverse)[: len(node.outputs)]
+
+
+def _channel_norm_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
+    """Reads the operand again; the statistics are per channel and small."""
+    if grads[0] is None:
+        return [None] * len(node.inputs)
+    x, *weights = node.inputs
+    types = [x.type, *(w.type for w in weights[:2])]
+    operands = [grads[0], x, *weights[:1], *node.outputs[1:]]
+    results = b.emit(node, f"{node.op}_backward", operands, types, node.attrs)
+    return [*results, *[None] * (len(node.inputs) - len(results))]
+
+
+def _batch_norm_backward(
+    node: Node, dy: Array, x: Array, weight: Array, *stats: Array
+) -> tuple[Array, ...]:
+    axes = (0, *range(2, x.ndim))
+    mean, inverse = (_per_channel(s, x) for s in stats)
+    xhat = (x - mean) * inverse
+    dw, db = (dy * xhat).sum(axis=axes), dy.sum(axis=axes)
+    count = x.size / x.shape[1]
+    dx = dy - (_per_channel(db, x) + xhat * _per_channel(dw, x)) / count
+    return dx * inverse * _per_channel(weight, x), dw, db
+
+
+def _norm(name: str, equation: Any, flops: float, **extra: Any) -> OpDef:
+    return OpDef(name, "normalization", equation, flops=flops, **extra)
+
+
+register(
+    _norm("softmax", _softmax_equation, 7, gradient=_saves_result, evaluate=_softmax),
+    _norm("softmax_backward", _softmax_equation, 4, evaluate=_softmax_backward),
+    _norm(
+        "log_softmax",
+        _softmax_equation,
+        7,
+        gradient=_saves_result,
+        evaluate=lambda node, x: np.log(_softmax(node, x)),
+    ),
+    _norm("log_softmax_backward", _softmax_equation, 7, evaluate=_log_softmax_backward),
+    _norm("layer_norm", _layer_norm_equation, 8, gradient=_norm_gradient, evaluate=_layer_norm),
+    _norm("layer_norm_backward", _layer_norm_backward_equation, 14, evaluate=_norm_backward),
+    _norm("rms_norm", _layer_norm_equation, 5, gradient=_norm_gradient, evaluate=_rms_norm),
+    _norm("rms_norm_backward", _layer_norm_backward_equation, 11, evaluate=_norm_backward),
+    # Attribute `groups`.
+    _norm(
+        "group_norm", _group_norm_equation, 8, gradient=_channel_norm_gradient, evaluate=_group_norm
+    ),
+    _norm("group_norm_backward", _group_norm_equation, 14),
+    # Attribute `training`; its results are then also the batch's mean and inverse deviation.
+    _norm(
+        "batch_norm", _batch_norm_equation, 4, gradient=_channel_norm_gradient, evaluate=_batch_norm
+    ),
+    _norm("batch_norm_backward", _batch_norm_equation, 10, evaluate=_batch_norm_backward),
+)
