@@ -1,1 +1,32 @@
-"""Reports of a costed graph: data, JSON, tables, HTML."""
+"""Reports of a costed graph: the data, its JSON form, and the forms that people read.
+
+`build_report` takes priced nodes and makes a `Report`, whose totals are sums of its rows.
+"""
+
+from reports.build import CostedNode, StepTimes, build_report
+from reports.report import (
+    Coverage,
+    HardwareInfo,
+    MemoryUse,
+    ModelInfo,
+    OpRow,
+    Report,
+    StrategyInfo,
+    TimelineEvent,
+    Totals,
+)
+
+__all__ = [
+    "CostedNode",
+    "Coverage",
+    "HardwareInfo",
+    "MemoryUse",
+    "ModelInfo",
+    "OpRow",
+    "Report",
+    "StepTimes",
+    "StrategyInfo",
+    "TimelineEvent",
+    "Totals",
+    "build_report",
+]

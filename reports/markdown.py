@@ -1,0 +1,47 @@
+"""The report as Markdown, for a pull request or a wiki."""
+
+from __future__ import annotations
+
+import re
+
+from reports.layout import (
+    Cells,
+    header_lines,
+    left_out_line,
+    memory_cells,
+    operator_cells,
+    total_lines,
+    totals_cells,
+)
+from reports.quantities import plain_text
+from reports.report import Report
+from reports.rows import busiest_first
+
+# What Markdown or the HTML inside it could take for syntax; a backslash makes it a plain character.
+_SYNTAX = re.compile(r"([\\`*_{}\[\]<>#|~&!@])")
+
+
+def render_markdown(report: Report, *, top: int | None = None) -> str:
+    """The report as Markdown tables; names from the model are escaped."""
+    rows = busiest_first(report.operators, top)
+    parts = [f"## opbound: {escape(plain_text(report.model.name))}", _pairs(header_lines(report))]
+    parts += ["### Conclusions", "\n".join(f"- {escape(s)}" for s in report.totals.conclusions)]
+    parts += ["### Operators", _table(operator_cells(rows)), *left_out_line(report, rows)]
+    parts += ["### Time", _table(totals_cells(report)), _pairs(total_lines(report))]
+    parts += ["### Memory per device at its peak", _table(memory_cells(report))]
+    return "\n\n".join(parts) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return _SYNTAX.sub(r"\\\1", text)
+
+
+def _pairs(lines: list[tuple[str, str]]) -> str:
+    return "\n".join(f"- {key}: {escape(value)}" for key, value in lines)
+
+
+def _table(cells: Cells) -> str:
+    rule = ["---:" if right else "---" for right in cells.right]
+    lines = [cells.headers, rule, *([escape(cell) for cell in row] for row in cells.rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

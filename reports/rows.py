@@ -1,0 +1,134 @@
+"""Rows in and out of groups: repeated layers folded to one row, or one row per node."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from reports.report import OpRow
+
+# A path part that is only a number is the index of a repeated layer: layers.3.mlp, /h.0/attn.
+_INDEX = re.compile(r"(?<![^./])\d+(?![^./])")
+
+
+def layer_pattern(path: str) -> str:
+    """The path with every layer index replaced by `*`: 'h.0.attn' becomes 'h.*.attn'."""
+    return _INDEX.sub("*", path)
+
+
+def fold_rows(rows: Iterable[OpRow]) -> tuple[OpRow, ...]:
+    """Merges rows that are the same operator at the same place of a repeated layer.
+
+    Rows merge when they differ only in layer indices and have the same op, phase, shapes, dtypes,
+    engine and bound, so a group never hides two answers behind one.
+    """
+    groups: dict[tuple[object, ...], list[OpRow]] = {}
+    for row in rows:
+        key = (
+            layer_pattern(row.module),
+            layer_pattern(row.name),
+            row.op,
+            row.phase,
+            row.shapes,
+            row.dtypes,
+            row.engine,
+            row.bound,
+        )
+        groups.setdefault(key, []).append(row)
+    return tuple(_merge(group) for group in groups.values())
+
+
+def _merge(group: Sequence[OpRow]) -> OpRow:
+    """One row that stands for all of `group`, which is not empty."""
+    first = group[0]
+    instances = tuple(name for row in group for name in (row.instances or (row.name,)))
+    several = len(instances) > 1
+    if len(group) == 1:
+        name = layer_pattern(first.name) if several else first.name
+        module = layer_pattern(first.module) if several else first.module
+        return replace(first, name=name, module=module)
+    time_s = sum(row.time_s for row in group)
+    terms: dict[str, float] = {}
+    for row in group:
+        for bound, term_s in row.terms_s.items():
+            terms[bound] = terms.get(bound, 0.0) + term_s
+    # Utilisation is weighted by time: it is the use of the resource while these nodes run.
+    busy_s = sum(row.utilization * row.time_s for row in group)
+    flops = sum(row.flops for row in group)
+    read = sum(row.bytes_read for row in group)
+    written = sum(row.bytes_written for row in group)
+    return replace(
+        first,
+        name=layer_pattern(first.name),
+        module=layer_pattern(first.module),
+        count=sum(row.count for row in group),
+        flops=flops,
+        bytes_read=read,
+        bytes_written=written,
+        bytes_communicated=sum(row.bytes_communicated for row in group),
+        arithmetic_intensity=intensity(flops, read + written),
+        time_s=time_s,
+        share=sum(row.share for row in group),
+        utilization=busy_s / time_s if time_s else first.utilization,
+        terms_s=terms,
+        instances=instances,
+    )
+
+
+def expand_rows(rows: Iterable[OpRow]) -> tuple[OpRow, ...]:
+    """One row per node: the opposite of folding. The sums over all rows stay what they were."""
+    return tuple(single for row in rows for single in _expand(row))
+
+
+def _expand(row: OpRow) -> list[OpRow]:
+    parts = len(row.instances)
+    if parts < 2:
+        return [replace(row, name=row.instances[0], instances=())] if parts else [row]
+    counts = _split(row.count, parts)
+    flops = _split(row.flops, parts)
+    read = _split(row.bytes_read, parts)
+    written = _split(row.bytes_written, parts)
+    communicated = _split(row.bytes_communicated, parts)
+    terms = {bound: term_s / parts for bound, term_s in row.terms_s.items()}
+    return [
+        replace(
+            row,
+            name=name,
+            module=_module_of(name, row.module),
+            count=counts[index],
+            flops=flops[index],
+            bytes_read=read[index],
+            bytes_written=written[index],
+            bytes_communicated=communicated[index],
+            time_s=row.time_s / parts,
+            share=row.share / parts,
+            terms_s=terms,
+            instances=(),
+        )
+        for index, name in enumerate(row.instances)
+    ]
+
+
+def _split(total: int, parts: int) -> list[int]:
+    """`total` in `parts` whole numbers as equal as can be; nodes of a group are equal anyway."""
+    share, rest = divmod(total, parts)
+    return [share + (index < rest) for index in range(parts)]
+
+
+def _module_of(name: str, pattern: str) -> str:
+    """The part of `name` that `pattern` describes, or the pattern where the name has no path."""
+    match = re.match(re.escape(pattern).replace(re.escape("*"), r"\d+"), name)
+    return match.group() if match else pattern
+
+
+def intensity(flops: float, moved_bytes: float) -> float | None:
+    """FLOPs per byte; 0 where nothing is computed, None where nothing moves."""
+    if flops == 0:
+        return 0.0
+    return flops / moved_bytes if moved_bytes else None
+
+
+def busiest_first(rows: Iterable[OpRow], top: int | None = None) -> list[OpRow]:
+    """The rows by falling time, the first `top` of them; equal times keep the model's order."""
+    return sorted(rows, key=lambda row: -row.time_s)[:top]
