@@ -1,0 +1,214 @@
+"""Result types of one ONNX node from its operands' types and known contents.
+
+onnx's own inference does most of the work, one node at a time, so it always sees numbers; what it
+leaves open is settled here: reshapes, results whose size depends on the data, and the file's own
+value_info.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from graph_ir.errors import DimensionError, ModelFileError
+from graph_ir.tensor_type import DType, TensorType
+from importers.onnx_structure import node_label
+from importers.onnx_values import OnnxValue, checked_shape, dtype_of, type_proto
+
+if TYPE_CHECKING:
+    from onnx import NodeProto, TypeProto, ValueInfoProto
+    from onnx.defs import OpSchema
+
+    from importers.onnx_dims import DimBinder
+
+PartialType = tuple[DType, tuple[int | None, ...] | None]
+"""A dtype and a shape with None for each unknown dim, or None for an unknown rank."""
+
+# Results whose length the data decides: (result index, dim) -> upper bound from the operands.
+_DATA_DEPENDENT: Mapping[str, Callable[[Sequence[OnnxValue | None]], int]] = {
+    "NonZero": lambda inputs: _elements(inputs, 0),
+    "Compress": lambda inputs: max(_elements(inputs, 1), 1),
+    "Unique": lambda inputs: _elements(inputs, 0),
+}
+
+
+@lru_cache(maxsize=512)
+def schema_of(domain: str, op_type: str, version: int) -> OpSchema | None:
+    """The operator's schema at a version of its domain, or None if onnx knows none."""
+    from onnx import defs
+
+    try:
+        return defs.get_schema(op_type, version, domain)
+    except defs.SchemaError:
+        return None
+
+
+def infer_types(
+    node: NodeProto,
+    schema: OpSchema,
+    inputs: Sequence[OnnxValue | None],
+    opsets: Mapping[str, int],
+) -> list[PartialType | None]:
+    """What onnx can say of each result; None for an absent result or one that is no tensor.
+
+    Raises:
+        ModelFileError: the operands do not fit the operator.
+    """
+    from onnx import helper, numpy_helper, shape_inference
+
+    types: dict[str, TypeProto] = {}
+    data = {}
+    for name, value in zip(node.input, inputs, strict=True):
+        if value is None or value.sequence is not None:
+            continue
+        types[name] = type_proto(value.type)
+        if value.data is not None and value.dtype.kind in ("int", "bool", "float"):
+            data[name] = numpy_helper.from_array(value.data, name)
+    try:
+        found = shape_inference.infer_node_outputs(
+            schema,
+            node,
+            types,
+            data,
+            opset_imports=[helper.make_opsetid(d, v) for d, v in opsets.items()],
+        )
+    except (shape_inference.InferenceError, RuntimeError, KeyError) as error:
+        raise ModelFileError(f"{node_label(node)} is invalid: {_reason(error)}") from None
+    return [partial_type(found[name]) if name in found else None for name in node.output]
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    for mark in ("[ShapeInferenceError]", "[TypeInferenceError]"):
+        text = text.rsplit(mark, 1)[-1]
+    return text.strip()[:200]
+
+
+def partial_type(type_: TypeProto) -> PartialType | None:
+    """The dtype and the known dims of a tensor's TypeProto; None for other types."""
+    while type_.WhichOneof("value") == "optional_type":
+        type_ = type_.optional_type.elem_type
+    if type_.WhichOneof("value") != "tensor_type" or not type_.tensor_type.elem_type:
+        return None
+    tensor = type_.tensor_type
+    if not tensor.HasField("shape"):
+        return dtype_of(tensor.elem_type), None
+    dims = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+    return dtype_of(tensor.elem_type), dims
+
+
+def reshape_target(
+    old: tuple[int, ...],
+    target: Sequence[int],
+    *,
+    allow_zero: bool,
+    static_batch: tuple[int, int] | None,
+    where: str,
+) -> tuple[int, ...]:
+    """The shape that Reshape gives.
+
+    Where a batch fixed in the file is being replaced, a target that spells out the old batch is
+    read with the new one.
+
+    Raises:
+        ModelFileError: the numbers of elements differ.
+    """
+    dims = [
+        (old[i] if i < len(old) else 0) if s == 0 and not allow_zero else int(s)
+        for i, s in enumerate(target)
+    ]
+    elements = prod(old)
+    if static_batch and dims:
+        fixed, batch = static_batch
+        known = prod(d for d in dims if d != -1)
+        # [1, 2048] for 32 x 2048 elements: the 1 was the batch.
+        exact = -1 not in dims and known != elements and known * batch == elements * fixed
+        inferred = -1 in dims[1:] and dims[0] == fixed and old[:1] == (batch,)
+        if (exact or inferred) and dims[0] > 0 and dims[0] * batch % fixed == 0:
+            dims[0] = dims[0] * batch // fixed
+    if dims.count(-1) == 1:
+        rest = prod(d for d in dims if d != -1)
+        if rest and elements % rest == 0:
+            dims[dims.index(-1)] = elements // rest
+    if any(d < 0 for d in dims) or prod(dims) != elements:
+        raise ModelFileError(
+            f"{where} cannot reshape {list(old)} to {list(target)}"
+            + (": the batch is fixed inside the file, leave --batch away" if static_batch else "")
+        )
+    return tuple(dims)
+
+
+def complete_type(
+    node: NodeProto,
+    index: int,
+    inferred: PartialType | None,
+    declared: ValueInfoProto | None,
+    inputs: Sequence[OnnxValue | None],
+    binder: DimBinder,
+    notes: dict[str, None],
+) -> TensorType | None:
+    """Fills what inference left open of result `index` from the file and the user's dims.
+
+    Returns:
+        The type, or None if not even dtype and rank are known.
+
+    Raises:
+        DimensionError: the rank is known, but a dim is not, and nothing bounds it.
+    """
+    name = node.output[index]
+    stated = partial_type(declared.type) if declared is not None else None
+    if inferred is None or inferred[1] is None:
+        if stated is None or stated[1] is None:
+            return None
+        inferred = (inferred[0] if inferred else stated[0], stated[1])
+    dtype, dims = inferred
+    if dims is None:
+        return None
+    sizes = [
+        d if d is not None else _open_dim(node, name, i, stated, declared, inputs, binder, notes)
+        for i, d in enumerate(dims)
+    ]
+    return TensorType(checked_shape(sizes, f"result {name!r} of {node_label(node)}"), dtype)
+
+
+def _open_dim(
+    node: NodeProto,
+    name: str,
+    axis: int,
+    stated: PartialType | None,
+    declared: ValueInfoProto | None,
+    inputs: Sequence[OnnxValue | None],
+    binder: DimBinder,
+    notes: dict[str, None],
+) -> int:
+    given = binder.lookup(f"{name}.{axis}")
+    if given is not None:
+        return given
+    if stated is not None and stated[1] is not None and len(stated[1]) > axis:
+        fixed = stated[1][axis]
+        if fixed is not None and binder.static_batch is None:
+            return fixed
+        if declared is not None:
+            dim: Any = declared.type.tensor_type.shape.dim[axis]
+            size = binder.lookup(dim.dim_param) if dim.dim_param else None
+            if size is not None:
+                return size
+    bound = _DATA_DEPENDENT.get(node.op_type)
+    if bound is not None:
+        size = bound(inputs)
+        notes[
+            f"The data decides how long {name!r} is ({node_label(node)}): its maximum, {size}, is "
+            f"taken; --dim '{name}.{axis}=INT' sets another length."
+        ] = None
+        return size
+    raise DimensionError(
+        f"dim {axis} of {name!r} ({node_label(node)}) cannot be told from the file: "
+        f"give --dim '{name}.{axis}=INT'"
+    )
+
+
+def _elements(inputs: Sequence[OnnxValue | None], index: int) -> int:
+    value = inputs[index]
+    return value.type.elements if value is not None else 0

@@ -1,0 +1,314 @@
+"""Walks an ONNX graph in order and settles every type: what comes out has integers for all dims.
+
+On the way shape arithmetic is computed and disappears, functions are expanded, branches are chosen
+where their condition is known, and each tensor is told apart as input, weight or computed. What
+remains is a flat list of `OnnxNode`s, ready to be translated operator by operator.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from graph_ir.errors import ModelFileError, UnknownOperatorError
+from graph_ir.tensor_type import DType, TensorType
+from importers import onnx_constants, onnx_control, onnx_infer, onnx_sequences
+from importers.onnx_constants import dtype_of_array
+from importers.onnx_fold import fold, is_foldable_size
+from importers.onnx_functions import instantiate, schema_body
+from importers.onnx_names import module_of
+from importers.onnx_scope import Scope, canonical_domain
+from importers.onnx_structure import MAX_DEPTH, in_order, node_label, use_counts
+from importers.onnx_values import OnnxNode, OnnxValue, checked_shape, dtype_of
+
+if TYPE_CHECKING:
+    from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
+
+    from importers.onnx_dims import DimBinder
+
+TypeRule = Callable[[OnnxNode], Sequence[TensorType | None]]
+"""Result types of an operator that onnx has no schema for."""
+
+_EXPANSION_BUDGET = 100_000
+"""Nodes that functions and loops may add to those in the file."""
+
+_RELAYOUTS = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Cast"})
+
+
+class Resolver:
+    """Turns a model into resolved nodes."""
+
+    def __init__(
+        self,
+        model: ModelProto,
+        binder: DimBinder,
+        has_rule: Callable[[str, str], bool],
+        type_rules: Mapping[tuple[str, str], TypeRule],
+        trip_counts: Mapping[str, int] | None = None,
+    ) -> None:
+        self.binder = binder
+        self.has_rule = has_rule
+        self.type_rules = type_rules
+        self.trip_counts = dict(trip_counts or {})
+        self.functions: dict[tuple[str, str], FunctionProto] = {
+            (canonical_domain(f.domain), f.name): f for f in model.functions
+        }
+        self.opsets = {canonical_domain(o.domain): o.version for o in model.opset_import}
+        self.notes: dict[str, None] = {}
+        self.nodes: list[OnnxNode] = []
+        self.count = 1
+        self._budget = len(model.graph.node) + _EXPANSION_BUDGET
+
+    def run(self, graph: GraphProto) -> tuple[list[OnnxValue], list[OnnxValue]]:
+        """Resolves the main graph.
+
+        Returns:
+            Its inputs and its outputs; the nodes are in `nodes`.
+
+        Raises:
+            ModelFileError: the graph is invalid.
+            DimensionError: a dim is unbound.
+            UnknownOperatorError: an operator's result types cannot be told.
+        """
+        inputs = self.binder.inputs(graph)
+        _check_unique(graph)
+        outputs = self.graph(graph, Scope(self.opsets), inputs)
+        self.binder.check_all_used()
+        return inputs, outputs
+
+    def graph(
+        self, graph: GraphProto, scope: Scope, arguments: Sequence[OnnxValue]
+    ) -> list[OnnxValue]:
+        """Resolves one graph or subgraph in `scope`, its inputs being `arguments`."""
+        if scope.depth > MAX_DEPTH:
+            raise ModelFileError(f"{scope.prefix} nests subgraphs deeper than {MAX_DEPTH}")
+        scope.pending = {t.name: t for t in graph.initializer}
+        weights = scope.pending.keys()
+        formal = [i.name for i in graph.input if i.name not in weights]
+        scope.values.update(zip(formal, arguments, strict=False))
+        for sparse in graph.sparse_initializer:
+            name = sparse.values.name
+            shape = checked_shape(list(sparse.dims), f"initializer {name!r}")
+            type_ = TensorType(shape, dtype_of(sparse.values.data_type))
+            scope.values[name] = OnnxValue(name, type_, "weight")
+        scope.declared = {v.name: v for v in (*graph.value_info, *graph.output)}
+        names = [o.name for o in graph.output]
+        self._nodes(graph.node, names, scope)
+        return [self._result(name, scope) for name in names]
+
+    def _nodes(self, nodes: Sequence[NodeProto], outputs: Sequence[str], scope: Scope) -> None:
+        visible = scope.names()
+        scope.uses = use_counts(nodes, outputs)
+        for node in in_order(nodes, visible):
+            self._budget -= 1
+            if self._budget < 0:
+                raise ModelFileError(
+                    f"functions and loops expand to more than {_EXPANSION_BUDGET} nodes beyond those "
+                    f"in the file (at {node_label(node)})"
+                )
+            self.visit(node, scope)
+
+    def _result(self, name: str, scope: Scope) -> OnnxValue:
+        value = scope.lookup(name)
+        if value is None:
+            raise ModelFileError(f"the graph returns {name!r}, which nothing produces")
+        return value
+
+    def visit(self, node: NodeProto, scope: Scope) -> None:
+        """Resolves one node: computes it, expands it, or appends it to `nodes`."""
+        domain = canonical_domain(node.domain)
+        function = self.functions.get((domain, node.op_type))
+        if function is not None:
+            self._call(node, function, scope)
+            return
+        inputs = [scope.lookup(name) if name else None for name in node.input]
+        resolved = self._describe(node, domain, inputs, scope)
+        special = _SPECIAL.get(node.op_type) if domain == "" else None
+        if special is not None:
+            special(self, node, resolved, scope)
+            return
+        if domain == "" and self._known_result(node, resolved, scope):
+            return
+        self.append(node, resolved, scope)
+
+    def _describe(
+        self,
+        node: NodeProto,
+        domain: str,
+        inputs: list[OnnxValue | None],
+        scope: Scope,
+    ) -> OnnxNode:
+        from onnx import helper
+
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        name = node.name or next((n for n in node.output if n), node.op_type)
+        version = scope.opsets.get(domain, 1)
+        return OnnxNode(
+            scope.prefix + name,
+            domain,
+            node.op_type,
+            version,
+            attributes,
+            inputs,
+            [],
+            module_of(node) or scope.module,
+            self.count,
+        )
+
+    def _known_result(self, node: NodeProto, resolved: OnnxNode, scope: Scope) -> bool:
+        """Computes the node if it is a re-layout of a weight, or small and known."""
+        inputs = resolved.inputs
+        first = inputs[0] if inputs else None
+        arrays = None
+        if inputs and all(v is None or v.data is not None for v in inputs):
+            arrays = fold(
+                node, resolved.attributes, [v.data if v else None for v in inputs], resolved.version
+            )
+            if arrays is not None and not all(is_foldable_size(a.shape) for a in arrays):
+                arrays = None
+        relayout = (
+            first is not None
+            and first.origin == "weight"
+            and node.op_type in _RELAYOUTS
+            and scope.uses[node.input[0]] == 1
+            and all(v is None or v.data is not None for v in inputs[1:])
+        )
+        if relayout and first is not None:
+            types = self._types(node, resolved, scope)
+            if types is None or types[0] is None:
+                return False
+            data = arrays[0] if arrays else None
+            scope.values[node.output[0]] = OnnxValue(first.name, types[0], "weight", data)
+            return True
+        if arrays is None:
+            return False
+        from_weights = all(v is None or v.origin == "weight" for v in inputs)
+        for name, array in zip(node.output, arrays, strict=False):
+            type_ = TensorType(tuple(array.shape), dtype_of_array(array))
+            origin = "weight" if from_weights else "computed"
+            scope.values[name] = OnnxValue(scope.prefix + name, type_, origin, array)  # type: ignore[arg-type]
+        return True
+
+    def append(self, node: NodeProto, resolved: OnnxNode, scope: Scope) -> None:
+        if not self.has_rule(resolved.domain, resolved.op_type) and self._expand(
+            node, resolved, scope
+        ):
+            return
+        types = self._types(node, resolved, scope)
+        if types is None:
+            place = f" in module {resolved.module!r}" if resolved.module else ""
+            raise UnknownOperatorError(
+                f"{resolved.label}{place}: opbound does not know this operator and the file does not "
+                "state its result's shape; add it to importers/onnx_ops/ and graph_ir/ops/"
+            )
+        for name, type_ in zip(node.output, types, strict=True):
+            if not name or type_ is None:
+                resolved.outputs.append(None)
+                continue
+            value = OnnxValue(scope.prefix + name, type_)
+            scope.values[name] = value
+            resolved.outputs.append(value)
+        self.nodes.append(resolved)
+
+    def _types(
+        self, node: NodeProto, resolved: OnnxNode, scope: Scope
+    ) -> list[TensorType | None] | None:
+        """Result types of a node, None where not even their rank can be told."""
+        rule = self.type_rules.get((resolved.domain, resolved.op_type))
+        if rule is not None:
+            types = list(rule(resolved))
+            return types + [None] * (len(node.output) - len(types))
+        reshaped = self._reshaped(resolved)
+        if reshaped is not None:
+            return [reshaped]
+        schema = onnx_infer.schema_of(resolved.domain, resolved.op_type, resolved.version)
+        inferred: Sequence[onnx_infer.PartialType | None] = [None] * len(node.output)
+        if schema is not None:
+            inferred = onnx_infer.infer_types(node, schema, resolved.inputs, scope.opsets)
+        types: list[TensorType | None] = []  # type: ignore[no-redef]
+        for index, name in enumerate(node.output):
+            declared = scope.declared.get(name)
+            if not name:
+                types.append(None)
+                continue
+            type_ = onnx_infer.complete_type(
+                node, index, inferred[index], declared, resolved.inputs, self.binder, self.notes
+            )
+            if type_ is None and index == 0:
+                return None
+            types.append(type_)
+        return types
+
+    def _reshaped(self, resolved: OnnxNode) -> TensorType | None:
+        """The result of a Reshape to a known shape; None for every other node."""
+        if resolved.op_type != "Reshape" or resolved.domain or resolved.input(0) is None:
+            return None
+        target = resolved.attributes.get("shape")
+        shape = resolved.input(1)
+        if shape is not None and shape.data is not None:
+            target = shape.data.tolist()
+        if target is None:
+            return None
+        type_ = onnx_constants.operand(resolved).type
+        new = onnx_infer.reshape_target(
+            type_.shape,
+            target,
+            allow_zero=bool(resolved.attributes.get("allowzero", 0)),
+            static_batch=self.binder.static_batch,
+            where=resolved.label,
+        )
+        return type_.with_shape(checked_shape(list(new), resolved.label))
+
+    def _expand(self, node: NodeProto, resolved: OnnxNode, scope: Scope) -> bool:
+        """Replaces an operator by the function body of its schema, if it has one."""
+        schema = onnx_infer.schema_of(resolved.domain, resolved.op_type, resolved.version)
+        body = schema_body(node, resolved, schema) if schema is not None else None
+        if body is not None:
+            self._call(node, body, scope)
+        return body is not None
+
+    def _call(self, node: NodeProto, function: FunctionProto, scope: Scope) -> None:
+        """Resolves a function's body in place of a call."""
+        if scope.depth > MAX_DEPTH:
+            raise ModelFileError(
+                f"{node_label(node)}: functions nest deeper than {MAX_DEPTH} (do they call themselves?)"
+            )
+        name = node.name or next((n for n in node.output if n), function.name)
+        opsets = {
+            canonical_domain(o.domain): o.version for o in function.opset_import
+        } or scope.opsets
+        inner = Scope(
+            opsets,
+            prefix=f"{scope.prefix}{name}/",
+            module=module_of(node) or scope.module,
+            depth=scope.depth + 1,
+        )
+        for formal, actual in zip(function.input, node.input, strict=False):
+            value = scope.lookup(actual) if actual else None
+            if value is not None:
+                inner.values[formal] = value
+        absent = set(function.input) - set(inner.values)
+        body = [instantiate(n, node, function, absent) for n in function.node]
+        inner.declared = {v.name: v for v in function.value_info}
+        self._nodes(body, list(function.output), inner)
+        for formal, actual in zip(function.output, node.output, strict=False):
+            if actual:
+                scope.values[actual] = self._result(formal, inner)
+
+
+def _check_unique(graph: GraphProto) -> None:
+    for what, names in (
+        ("input", [i.name for i in graph.input]),
+        ("initializer", [t.name for t in graph.initializer]),
+    ):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise ModelFileError(f"{what} {twice[0]!r} occurs twice: names must be unique")
+
+
+_SPECIAL: Mapping[str, onnx_constants.Special] = {
+    **onnx_constants.SPECIAL,
+    **onnx_control.SPECIAL,
+    **onnx_sequences.SPECIAL,
+}
