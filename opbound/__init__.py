@@ -1,5 +1,106 @@
-"""Says what limits every operator of a model on the hardware it will run on."""
+"""Says what limits every operator of a model on the hardware it will run on.
 
+import opbound
+
+report = opbound.analyze("model.onnx", hardware="h100-sxm-80gb", mode="training")
+print(report)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from graph_ir.errors import OpboundError
 from opbound._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from reports import Report
+
+__all__ = ["OpboundError", "Report", "__version__", "analyze"]
+
+
+def analyze(
+    model: object,
+    *,
+    hardware: str = "h100-sxm-80gb",
+    mode: str = "inference",
+    prompt_tokens: int | None = None,
+    new_tokens: int | None = None,
+    batch: int | None = None,
+    sequence: int | None = None,
+    dims: Mapping[str, int] | None = None,
+    dtype: str | None = None,
+    parallel: str | Mapping[str, int] | None = None,
+    sequence_parallel: bool = False,
+    zero: int = 0,
+    microbatch: int | None = None,
+    schedule: str = "1f1b",
+    recompute: str = "none",
+    optimizer: str | None = None,
+    execution: str = "eager",
+    allow_unknown: bool = False,
+    example_inputs: object = None,
+) -> Report:
+    """Analyses one model and says of every operator what it costs and what bounds it.
+
+    The keyword arguments have the names of the command line's options.
+
+    Args:
+        model: path of an ONNX file or of a `.pt2` exported program, `hf:NAME` or
+            `hf:path/to/config.json`, `package.module:factory`, or a live `torch.nn.Module`.
+        hardware: a shipped device or cluster (`opbound hardware` lists them), or a YAML file.
+        mode: `inference`, `training` or `generation`.
+        prompt_tokens: tokens of the prefill, in generation mode (512 if not given).
+        new_tokens: decode steps, in generation mode (128 if not given).
+        batch: samples in the global batch; None keeps the model's own.
+        sequence: tokens per sample; None keeps the model's own.
+        dims: sizes of named dynamic dims.
+        dtype: replaces the model's floating-point dtypes, for example `bf16`.
+        parallel: sizes of the mesh axes, as `"dp=2,tp=8,pp=4"` or as a mapping.
+        sequence_parallel: shard the sequence where tensor parallelism does not.
+        zero: ZeRO stage, 0 to 3: what data parallelism shards of the training state.
+        microbatch: samples of one micro-batch on one data-parallel rank.
+        schedule: `gpipe`, `1f1b` or `interleaved:V`.
+        recompute: `none`, `selective` or `full`.
+        optimizer: `adamw` or `sgd`, in training mode (adamw if not given).
+        execution: `eager` (one kernel per operator) or `fused`.
+        allow_unknown: keep operators without a record as rows that say `unknown`.
+        example_inputs: arguments to trace a live module with.
+
+    Raises:
+        OpboundError: if the model, the hardware or an option cannot be used; the message is one
+            line that says what, where and what to do.
+    """
+    from opbound.analysis import run
+    from opbound.options import Options, parse_parallel
+
+    options = Options(
+        hardware=str(hardware),
+        mode=mode,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        batch=batch,
+        sequence=sequence,
+        dims=dict(dims or {}),
+        dtype=dtype,
+        parallel=parse_parallel(parallel) if isinstance(parallel, str) else dict(parallel or {}),
+        sequence_parallel=sequence_parallel,
+        zero=zero,
+        microbatch=microbatch,
+        schedule=schedule,
+        recompute=recompute,
+        optimizer=optimizer,
+        execution=execution,
+        allow_unknown=allow_unknown,
+    )
+    return run(model, options, example_inputs=example_inputs)
+
+
+def __getattr__(name: str) -> object:
+    # Report is only needed to read a saved report: it does not slow `import opbound`.
+    if name == "Report":
+        from reports import Report
+
+        return Report
+    raise AttributeError(f"module 'opbound' has no attribute {name!r}")

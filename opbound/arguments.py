@@ -1,0 +1,251 @@
+"""The command line's words: what can be typed, with errors of one line that say what was meant."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import NoReturn
+
+from graph_ir.errors import OpboundError, did_you_mean
+from opbound._version import __version__
+from opbound.options import (
+    DEFAULT_HARDWARE,
+    DEFAULT_NEW_TOKENS,
+    DEFAULT_PROMPT_TOKENS,
+    EXECUTION,
+    MODES,
+    OPTIMIZERS,
+    RECOMPUTE,
+    ZERO_STAGES,
+    Options,
+    parse_dim,
+    parse_parallel,
+)
+
+COMMANDS = ("analyze", "hardware")
+FORMATS = ("table", "json", "csv", "markdown")
+
+_EXAMPLES = """\
+examples:
+  opbound analyze model.onnx --hardware a100-sxm-80gb --batch 32
+  opbound analyze hf:llama-3.1-8b --mode generation --prompt-tokens 1000 --new-tokens 200
+  opbound analyze hf:gpt3-175b --mode training --batch 64 --parallel dp=1,tp=8,pp=8 --dtype bf16
+  opbound analyze my_package.models:build --format json -o report.json
+"""
+
+_MODEL_HELP = """\
+an ONNX file; hf:NAME or hf:path/to/config.json, an architecture from its config, without weights;
+package.module:factory, which imports and calls your code; or an exported program (.pt2)"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are ours: one line, with the word that was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises OpboundError in place of printing the usage and exiting."""
+        raise OpboundError(f"{self._with_suggestion(message)} (see {self.prog} --help)")
+
+    def _with_suggestion(self, message: str) -> str:
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message, re.DOTALL)
+        if choice:
+            known = re.findall(r"[\w.-]+", choice[2])
+            hint = did_you_mean(choice[1], known)
+            return f"{message[: choice.start()]}{choice[1]!r} is not a choice; {hint}"
+        unknown = re.search(r"unrecognized arguments: (.*)", message, re.DOTALL)
+        option = unknown[1].split()[0].split("=")[0] if unknown and unknown[1].strip() else ""
+        if option.startswith("--"):
+            known = [name for name in self.all_options() if name.startswith("--")]
+            return f"there is no option {option}; {did_you_mean(option, known)}"
+        return message
+
+    def all_options(self) -> list[str]:
+        """Every option of this parser and of its commands."""
+        names = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    names += parser.all_options()
+        return names
+
+
+def build_parser() -> Parser:
+    """The parser of the whole command line."""
+    parser = Parser(
+        prog="opbound",
+        description="Says what limits every operator of a model on the hardware it will run on.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"opbound {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    _add_analyze(commands)
+    _add_hardware(commands)
+    return parser
+
+
+def _add_analyze(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "analyze",
+        help="report of every operator: cost, bound, time",
+        description="Imports a model, splits it over devices, prices every operator and says what "
+        "bounds it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    parser.add_argument(
+        "--hardware",
+        default=DEFAULT_HARDWARE,
+        metavar="NAME|FILE",
+        help="a shipped device or cluster (see `opbound hardware`) or your own YAML file "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--mode", choices=MODES, default="inference", help="default: %(default)s")
+    _add_sizes(parser)
+    _add_strategy(parser)
+    _add_output(parser)
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sizes")
+    group.add_argument("--batch", type=_size, metavar="N", help="samples in the global batch")
+    group.add_argument("--sequence", type=_size, metavar="N", help="tokens per sample")
+    group.add_argument(
+        "--prompt-tokens",
+        type=_size,
+        metavar="N",
+        help=f"tokens of the prefill, in generation mode (default: {DEFAULT_PROMPT_TOKENS})",
+    )
+    group.add_argument(
+        "--new-tokens",
+        type=_size,
+        metavar="N",
+        help=f"decode steps, in generation mode (default: {DEFAULT_NEW_TOKENS})",
+    )
+    group.add_argument(
+        "--dim",
+        action="append",
+        default=[],
+        metavar="NAME=INT",
+        help="size of a dynamic dim of the model; may be repeated",
+    )
+    group.add_argument("--dtype", metavar="NAME", help="replaces the model's float dtypes: bf16")
+
+
+def _add_strategy(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("strategy and execution")
+    group.add_argument(
+        "--parallel",
+        metavar="dp=2,tp=8,pp=4",
+        help="data, tensor and pipeline parallelism; an axis not named has size 1",
+    )
+    group.add_argument(
+        "--sequence-parallel",
+        action="store_true",
+        help="shard the sequence where tensor parallelism does not",
+    )
+    group.add_argument(
+        "--zero",
+        type=int,
+        choices=ZERO_STAGES,
+        default=0,
+        help="what data parallelism shards: 1 optimizer state, 2 gradients too, 3 parameters too",
+    )
+    group.add_argument(
+        "--microbatch", type=_size, metavar="N", help="samples of a micro-batch on one dp rank"
+    )
+    group.add_argument(
+        "--schedule",
+        default="1f1b",
+        metavar="gpipe|1f1b|interleaved:V",
+        help="order of a pipeline's work (default: %(default)s)",
+    )
+    group.add_argument(
+        "--recompute", choices=RECOMPUTE, default="none", help="default: %(default)s"
+    )
+    group.add_argument("--optimizer", choices=OPTIMIZERS, help="in training mode (default: adamw)")
+    group.add_argument(
+        "--execution",
+        choices=EXECUTION,
+        default="eager",
+        help="one kernel per operator, or chains fused (default: %(default)s)",
+    )
+    group.add_argument(
+        "--allow-unknown",
+        action="store_true",
+        help="report operators without a record as `unknown` in place of stopping",
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
+    group.add_argument("-o", "--output", metavar="FILE", help="write there, whole or not at all")
+    group.add_argument(
+        "--top",
+        type=_size,
+        metavar="N",
+        help="only the N slowest operators; JSON always has all of them",
+    )
+    rows = group.add_mutually_exclusive_group()
+    rows.add_argument(
+        "--group",
+        dest="every_node",
+        action="store_false",
+        help="one row for the same operator of repeated layers (the default)",
+    )
+    rows.add_argument(
+        "--every-node", dest="every_node", action="store_true", help="one row per operator"
+    )
+    parser.set_defaults(every_node=False)
+
+
+def _add_hardware(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "hardware",
+        help="list the devices, or show one with its sources",
+        description="Without a name: the shipped devices and clusters. With one: every figure of "
+        "it and where the figure comes from.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME|FILE")
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    """The analysis that the parsed arguments ask for.
+
+    Raises:
+        OpboundError: if they contradict each other or have values that cannot be used.
+    """
+    dims: dict[str, int] = {}
+    for text in arguments.dim:
+        name, size = parse_dim(text)
+        if dims.setdefault(name, size) != size:
+            raise OpboundError(f"--dim {name} is given twice, as {dims[name]} and as {size}")
+    return Options(
+        hardware=arguments.hardware,
+        mode=arguments.mode,
+        prompt_tokens=arguments.prompt_tokens,
+        new_tokens=arguments.new_tokens,
+        batch=arguments.batch,
+        sequence=arguments.sequence,
+        dims=dims,
+        dtype=arguments.dtype,
+        parallel=parse_parallel(arguments.parallel) if arguments.parallel is not None else {},
+        sequence_parallel=arguments.sequence_parallel,
+        zero=arguments.zero,
+        microbatch=arguments.microbatch,
+        schedule=arguments.schedule,
+        recompute=arguments.recompute,
+        optimizer=arguments.optimizer,
+        execution=arguments.execution,
+        allow_unknown=arguments.allow_unknown,
+    )
+
+
+def _size(text: str) -> int:
+    if not (text.isdecimal() and text.isascii()) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)

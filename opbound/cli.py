@@ -1,0 +1,111 @@
+"""The command line. Exit code 0: fine; 1: a gate failed; 2: wrong input, told in one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from graph_ir.errors import OpboundError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from opbound.output import Output
+    from reports import Report
+
+EXIT_OK = 0
+EXIT_WRONG_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a letter gets an escape, not a traceback.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if not sys.warnoptions:
+        # Warnings of the libraries underneath are not the user's business.
+        warnings.simplefilter("ignore")
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except OpboundError as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        # The reader (head, a pager) has seen enough. Nothing may be flushed to it any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except KeyboardInterrupt:
+        _fail("interrupted")
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        # A fault of opbound itself is told in one line too; who reports it needs the traceback.
+        if os.environ.get("OPBOUND_DEBUG"):
+            raise
+        return _fail(
+            f"internal error: {type(error).__name__}: {error}; set OPBOUND_DEBUG=1 to see where, "
+            "and report it with the model"
+        )
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    from opbound.arguments import build_parser
+
+    arguments = build_parser().parse_args(argv)
+    if arguments.command == "analyze":
+        return _analyze(arguments)
+    if arguments.command == "hardware":
+        return _hardware(arguments)
+    raise OpboundError("say what to do: `opbound analyze MODEL`, `opbound hardware` or --help")
+
+
+def _analyze(arguments: argparse.Namespace) -> int:
+    from opbound.arguments import options_of
+    from opbound.output import Output
+    from opbound.progress import progress
+
+    options = options_of(arguments)
+    # Opened before the work: nobody waits a minute to learn that the folder does not exist.
+    with Output(arguments.output) as output:
+        from opbound.analysis import run
+
+        with progress() as say:
+            report = run(arguments.model, options, progress=say)
+        if arguments.every_node:
+            report = report.every_node()
+        _write(report, arguments, output)
+    return EXIT_OK
+
+
+def _write(report: Report, arguments: argparse.Namespace, output: Output) -> None:
+    top: int | None = arguments.top
+    if arguments.format == "json":
+        output.write(report.to_json())
+    elif arguments.format == "csv":
+        output.write(report.to_csv(top=top))
+    elif arguments.format == "markdown":
+        output.write(report.to_markdown(top=top))
+    elif output.is_terminal:
+        output.show_table(report, top)
+    else:
+        output.write(report.to_text(top=top))
+
+
+def _hardware(arguments: argparse.Namespace) -> int:
+    from opbound.hardware_page import list_devices, show_device
+
+    sys.stdout.write(show_device(arguments.name) if arguments.name else list_devices())
+    return EXIT_OK
+
+
+def _fail(message: str) -> int:
+    from reports.quantities import plain_text
+
+    line = " ".join(message.split("\n"))
+    sys.stderr.write(f"opbound: error: {plain_text(line, limit=2000)}\n")
+    return EXIT_WRONG_INPUT

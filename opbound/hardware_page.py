@@ -1,0 +1,86 @@
+"""`opbound hardware`: the shipped devices, and one device with the source of every figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graph_ir.tensor_type import DType
+from reports.quantities import bytes_text, plain_text, scaled_text
+
+if TYPE_CHECKING:
+    from costing.hardware import Hardware
+
+# The dtypes whose peaks tell devices apart; a device without one shows a dash.
+_SHOWN_DTYPES = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT8_E4M3)
+
+
+def list_devices() -> str:
+    """One line per shipped device or cluster."""
+    from tabulate import tabulate
+
+    from costing.hardware_file import list_hardware, load_hardware
+
+    headers = ["name", "device", *(f"{dtype} FLOP/s" for dtype in _SHOWN_DTYPES)]
+    headers += ["memory", "bandwidth", "links"]
+    rows = [_summary(load_hardware(name)) for name in list_hardware()]
+    table = tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
+    return f"{table}\n\n`opbound hardware NAME` shows one with its sources.\n"
+
+
+def _summary(hardware: Hardware) -> list[str]:
+    memory = hardware.main_memory
+    links = [f"{link.name} {bytes_text(link.bandwidth_bytes_per_s)}/s" for link in hardware.links]
+    return [
+        hardware.name,
+        hardware.title,
+        *(_peak(hardware, dtype) for dtype in _SHOWN_DTYPES),
+        bytes_text(memory.capacity_bytes),
+        f"{bytes_text(memory.bandwidth_bytes_per_s)}/s",
+        ", ".join(links) or "-",
+    ]
+
+
+def _peak(hardware: Hardware, dtype: DType) -> str:
+    peaks = [engine.peak_flops.get(dtype.label, 0.0) for engine in hardware.engines]
+    return scaled_text(max(peaks)).strip() if any(peaks) else "-"
+
+
+def show_device(name_or_path: str) -> str:
+    """Every figure of one device, as its file states it, with its source.
+
+    Raises:
+        HardwareError: if there is no such device, or its file is wrong.
+    """
+    import yaml
+
+    from costing.hardware_file import load_hardware
+
+    # Loading it first finds every mistake, so that the walk below meets only what is right.
+    hardware = load_hardware(name_or_path)
+    data = yaml.safe_load(Path(hardware.path).read_text(encoding="utf-8"))
+    figures = list(_figures(data, ""))
+    keys = max((len(path) for path, _ in figures), default=0)
+    values = max((len(value) for _, value in figures), default=0)
+    lines = [f"{hardware.name}: {plain_text(hardware.title)}", plain_text(hardware.path), ""]
+    for path, value in figures:
+        source = plain_text(hardware.sources.get(path, ""), limit=400)
+        lines.append(
+            f"{plain_text(path):<{keys}}  {plain_text(value):<{values}}  {source}".rstrip()
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _figures(data: object, path: str) -> Iterator[tuple[str, str]]:
+    """Each `{value, source}` entry of the file, with its key path as the loader names it."""
+    if isinstance(data, list):
+        for index, entry in enumerate(data):
+            name = entry.get("name", index) if isinstance(entry, dict) else index
+            yield from _figures(entry, f"{path}[{name}]")
+    elif isinstance(data, dict) and "value" in data and "source" in data:
+        value = data["value"]
+        yield path, " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    elif isinstance(data, dict):
+        for key, entry in data.items():
+            yield from _figures(entry, f"{path}.{key}" if path else str(key))

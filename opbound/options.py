@@ -1,0 +1,169 @@
+"""What an analysis is asked for. The command line and `opbound.analyze` share these names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from graph_ir.errors import MeshError, OpboundError, did_you_mean
+
+MODES = ("inference", "training", "generation")
+AXES = ("dp", "tp", "pp")
+RECOMPUTE = ("none", "selective", "full")
+OPTIMIZERS = ("adamw", "sgd")
+EXECUTION = ("eager", "fused")
+ZERO_STAGES = (0, 1, 2, 3)
+SCHEDULES = "gpipe, 1f1b or interleaved:V"
+
+DEFAULT_HARDWARE = "h100-sxm-80gb"
+DEFAULT_PROMPT_TOKENS = 512
+DEFAULT_NEW_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """One analysis: sizes, machine, strategy and execution.
+
+    Raises:
+        OpboundError: when made with a value that no analysis could use; the message names the
+            option and what it takes.
+    """
+
+    hardware: str = DEFAULT_HARDWARE
+    """A shipped device or cluster, or the path of a YAML file."""
+    mode: str = "inference"
+    prompt_tokens: int | None = None
+    """Tokens of the prefill; generation only, where None means DEFAULT_PROMPT_TOKENS."""
+    new_tokens: int | None = None
+    """Decode steps; generation only, where None means DEFAULT_NEW_TOKENS."""
+    batch: int | None = None
+    """Samples in the global batch; None keeps the model's own size."""
+    sequence: int | None = None
+    """Tokens per sample; None keeps the model's own length."""
+    dims: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Sizes of named dynamic dims."""
+    dtype: str | None = None
+    """Replaces the model's floating-point dtypes, for example bf16."""
+    parallel: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Size of each mesh axis: dp, tp, pp. An axis that is not named has size 1."""
+    sequence_parallel: bool = False
+    zero: int = 0
+    microbatch: int | None = None
+    """Samples of one micro-batch on one data-parallel rank."""
+    schedule: str = "1f1b"
+    """Order of a pipeline's work: gpipe, 1f1b, or interleaved:V with V chunks per stage."""
+    recompute: str = "none"
+    optimizer: str | None = None
+    """adamw or sgd; training only, where None means adamw."""
+    execution: str = "eager"
+    allow_unknown: bool = False
+    """Keep operators without a record as rows that say `unknown`, in place of an error."""
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("mode", self.mode, MODES),
+            ("recompute", self.recompute, RECOMPUTE),
+            ("optimizer", self.optimizer or "adamw", OPTIMIZERS),
+            ("execution", self.execution, EXECUTION),
+        ):
+            if value not in known:
+                raise OpboundError(f"{name}={value!r} does not exist; {did_you_mean(value, known)}")
+        if self.zero not in ZERO_STAGES:
+            raise OpboundError(f"zero={self.zero!r} does not exist; known: 0, 1, 2, 3")
+        check_schedule(self.schedule)
+        self._check_sizes()
+        self._check_mode()
+
+    def _check_sizes(self) -> None:
+        sizes: dict[str, object] = {
+            "batch": self.batch,
+            "sequence": self.sequence,
+            "microbatch": self.microbatch,
+            "prompt_tokens": self.prompt_tokens,
+            "new_tokens": self.new_tokens,
+            **{f"dim {name}": size for name, size in self.dims.items()},
+        }
+        for name, size in sizes.items():
+            if size is not None and not _is_size(size):
+                raise OpboundError(f"{name}={size!r} is not a size: give a positive whole number")
+        for axis, size in self.parallel.items():
+            check_axis(axis, size)
+
+    def _check_mode(self) -> None:
+        generation = {"prompt_tokens": self.prompt_tokens, "new_tokens": self.new_tokens}
+        training = {
+            "optimizer": self.optimizer,
+            "recompute": None if self.recompute == "none" else self.recompute,
+        }
+        for mode, only in (("generation", generation), ("training", training)):
+            for name, value in only.items():
+                if value is not None and self.mode != mode:
+                    raise OpboundError(
+                        f"{name}={value} means nothing in {self.mode} mode: "
+                        f"leave it out or use mode {mode}"
+                    )
+
+    @property
+    def devices(self) -> int:
+        """How many devices the mesh has."""
+        count = 1
+        for size in self.parallel.values():
+            count *= size
+        return count
+
+
+def parse_parallel(text: str) -> dict[str, int]:
+    """Reads 'dp=2,tp=8,pp=4'.
+
+    Raises:
+        MeshError: naming the axis that is wrong.
+    """
+    axes: dict[str, int] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        axis, equals, size = (piece.strip() for piece in part.partition("="))
+        if not equals or not size.isdecimal():
+            raise MeshError(f"--parallel: {part!r} is not AXIS=SIZE: write it as dp=2,tp=8,pp=4")
+        if axis in axes:
+            raise MeshError(f"--parallel: the axis {axis!r} is given twice")
+        check_axis(axis, int(size))
+        axes[axis] = int(size)
+    if not axes:
+        raise MeshError("--parallel names no axis: write it as dp=2,tp=8,pp=4")
+    return axes
+
+
+def check_axis(axis: str, size: object) -> None:
+    """Raises MeshError unless `axis` exists and `size` is a positive whole number."""
+    if axis not in AXES:
+        raise MeshError(f"parallel: there is no axis {axis!r}; {did_you_mean(axis, AXES)}")
+    if not _is_size(size):
+        raise MeshError(f"parallel: axis {axis}={size!r} is not a positive whole number")
+
+
+def parse_dim(text: str) -> tuple[str, int]:
+    """Reads 'NAME=INT', the size of a dynamic dim.
+
+    Raises:
+        OpboundError: if the text has another form.
+    """
+    name, equals, size = (piece.strip() for piece in text.rpartition("="))
+    if not name or not equals or not size.isdecimal() or int(size) < 1:
+        raise OpboundError(f"--dim {text!r} is not NAME=INT: write it as --dim height=640")
+    return name, int(size)
+
+
+def check_schedule(text: str) -> None:
+    """Raises OpboundError unless `text` names a pipeline schedule."""
+    if text in ("gpipe", "1f1b") or re.fullmatch(r"interleaved:[1-9]\d{0,5}", text):
+        return
+    if text.startswith("interleaved"):
+        raise OpboundError(
+            f"schedule={text!r}: say how many chunks a stage has, for example interleaved:2"
+        )
+    raise OpboundError(f"schedule={text!r} does not exist; known: {SCHEDULES}")
+
+
+def _is_size(size: object) -> bool:
+    return isinstance(size, int) and not isinstance(size, bool) and size > 0
