@@ -7,6 +7,7 @@ from reports.build import CostedNode, StepTimes, build_report
 from reports.report import (
     Coverage,
     HardwareInfo,
+    Instance,
     MemoryUse,
     ModelInfo,
     OpRow,
@@ -20,6 +21,7 @@ __all__ = [
     "CostedNode",
     "Coverage",
     "HardwareInfo",
+    "Instance",
     "MemoryUse",
     "ModelInfo",
     "OpRow",

@@ -13,6 +13,7 @@ from reports.report import (
     PHASES,
     Coverage,
     HardwareInfo,
+    Instance,
     MemoryUse,
     ModelInfo,
     OpRow,
@@ -51,8 +52,8 @@ class CostedNode:
     engine: str
     utilization: float
     terms_s: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    instances: tuple[str, ...] = ()
-    """Names of the nodes folded into this one; empty where it stands for itself."""
+    instances: tuple[Instance, ...] = ()
+    """The nodes folded into this one; empty where it stands for itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What limits the model, and what it would gain: computed from the rows' terms, then said in words.
 
-A node's time is the largest of its compute, memory and network terms, plus its launch latency. To
+A node's time is the largest of its compute, memory and network terms, plus its launch latency, plus
+what its shape loses on the limiting resource (partly filled tiles, idle processors). To
 lift a limit is to take that one term away everywhere and to price the step again, so that the next
 limit shows.
 """
@@ -107,9 +108,21 @@ def _without(row: OpRow, bound: str) -> tuple[str, float]:
     left = {name: term_s for name, term_s in row.terms_s.items() if name != bound}
     if not any(left.values()):
         return (row.bound, 0.0)
-    latency_s = left.get("latency", 0.0)
-    largest_s = max((term_s for name, term_s in left.items() if name != "latency"), default=0.0)
-    return (max(left, key=lambda name: left[name]), largest_s + latency_s)
+    limiter = _limiter(row.terms_s)
+    # What the shape loses on the limiting resource stays with that resource.
+    loss_s = 0.0 if limiter == bound else row.time_s - _ideal_s(row.terms_s)
+    return (max(left, key=lambda name: left[name]), min(row.time_s, _ideal_s(left) + loss_s))
+
+
+def _limiter(terms_s: Mapping[str, float]) -> str | None:
+    rates = {name: term_s for name, term_s in terms_s.items() if name != "latency"}
+    return max(rates, key=lambda name: rates[name], default=None)
+
+
+def _ideal_s(terms_s: Mapping[str, float]) -> float:
+    """The time of these terms without losses: the largest, and the latency before it."""
+    limiter = _limiter(terms_s)
+    return terms_s.get("latency", 0.0) + (terms_s[limiter] if limiter else 0.0)
 
 
 def _spent_by_bound(parts: StepParts, times: Sequence[tuple[str, float]]) -> dict[str, float]:

@@ -123,6 +123,14 @@ class Coverage(Record):
     bytes: float
 
 
+@dataclass(frozen=True, slots=True)
+class Instance(Record):
+    """One node behind a group."""
+
+    name: str
+    module: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpRow(Record):
     """One operator, or one group of equal ones: sums over its `count` nodes on the busiest rank."""
@@ -151,9 +159,10 @@ class OpRow(Record):
     utilization: float
     """Use of the limiting resource while the operator runs, 0 to 1."""
     terms_s: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
-    """Every term of the time by bound; `latency` adds to the largest of the others."""
-    instances: tuple[str, ...] = ()
-    """Names of the nodes behind a group; empty for a single node."""
+    """Every term of the time by bound. The time is the largest of them and the latency, and what
+    the operator's shape loses on top (partly filled tiles, idle processors)."""
+    instances: tuple[Instance, ...] = ()
+    """The nodes behind a group; empty for a single node."""
 
     @property
     def label(self) -> str:

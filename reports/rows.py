@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from reports.report import OpRow
+from reports.report import Instance, OpRow
 
-# A path part that is only a number is the index of a repeated layer: layers.3.mlp, /h.0/attn.
-_INDEX = re.compile(r"(?<![^./])\d+(?![^./])")
+# A path part that is only a number is the index of a repeated layer: layers.3.mlp, /h.0/attn. A
+# folded graph writes a range of them: layers.[0-31].mlp.
+_INDEX = re.compile(r"(?<![^./])\d+(?![^./])|\[\d+-\d+\]")
 
 
 def layer_pattern(path: str) -> str:
@@ -42,7 +43,7 @@ def fold_rows(rows: Iterable[OpRow]) -> tuple[OpRow, ...]:
 def _merge(group: Sequence[OpRow]) -> OpRow:
     """One row that stands for all of `group`, which is not empty."""
     first = group[0]
-    instances = tuple(name for row in group for name in (row.instances or (row.name,)))
+    instances = tuple(one for row in group for one in _instances(row))
     several = len(instances) > 1
     if len(group) == 1:
         name = layer_pattern(first.name) if several else first.name
@@ -76,6 +77,10 @@ def _merge(group: Sequence[OpRow]) -> OpRow:
     )
 
 
+def _instances(row: OpRow) -> tuple[Instance, ...]:
+    return row.instances or (Instance(row.name, row.module),)
+
+
 def expand_rows(rows: Iterable[OpRow]) -> tuple[OpRow, ...]:
     """One row per node: the opposite of folding. The sums over all rows stay what they were."""
     return tuple(single for row in rows for single in _expand(row))
@@ -83,8 +88,8 @@ def expand_rows(rows: Iterable[OpRow]) -> tuple[OpRow, ...]:
 
 def _expand(row: OpRow) -> list[OpRow]:
     parts = len(row.instances)
-    if parts < 2:
-        return [replace(row, name=row.instances[0], instances=())] if parts else [row]
+    if not parts:
+        return [row]
     counts = _split(row.count, parts)
     flops = _split(row.flops, parts)
     read = _split(row.bytes_read, parts)
@@ -94,8 +99,8 @@ def _expand(row: OpRow) -> list[OpRow]:
     return [
         replace(
             row,
-            name=name,
-            module=_module_of(name, row.module),
+            name=instance.name,
+            module=instance.module,
             count=counts[index],
             flops=flops[index],
             bytes_read=read[index],
@@ -106,7 +111,7 @@ def _expand(row: OpRow) -> list[OpRow]:
             terms_s=terms,
             instances=(),
         )
-        for index, name in enumerate(row.instances)
+        for index, instance in enumerate(row.instances)
     ]
 
 
@@ -114,12 +119,6 @@ def _split(total: int, parts: int) -> list[int]:
     """`total` in `parts` whole numbers as equal as can be; nodes of a group are equal anyway."""
     share, rest = divmod(total, parts)
     return [share + (index < rest) for index in range(parts)]
-
-
-def _module_of(name: str, pattern: str) -> str:
-    """The part of `name` that `pattern` describes, or the pattern where the name has no path."""
-    match = re.match(re.escape(pattern).replace(re.escape("*"), r"\d+"), name)
-    return match.group() if match else pattern
 
 
 def intensity(flops: float, moved_bytes: float) -> float | None:

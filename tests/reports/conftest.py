@@ -8,6 +8,7 @@ from reports import (
     CostedNode,
     Coverage,
     HardwareInfo,
+    Instance,
     ModelInfo,
     Report,
     StepTimes,
@@ -36,8 +37,8 @@ NODES = (
         terms_s={"memory:dram": 1e-6, "latency": 2e-6},
     ),
     CostedNode(
-        name="model.layers.0.mlp.matmul",
-        module="model.layers.0.mlp",
+        name="model.layers.[0-1].mlp.matmul",
+        module="model.layers.[0-1].mlp",
         op="linear",
         phase="forward",
         count=2,
@@ -52,11 +53,13 @@ NODES = (
         engine="matrix",
         utilization=0.5,
         terms_s={"compute": 10e-6, "memory:dram": 4e-6, "latency": 2e-6},
-        instances=("model.layers.0.mlp.matmul", "model.layers.1.mlp.matmul"),
+        instances=tuple(
+            Instance(f"model.layers.{i}.mlp.matmul", f"model.layers.{i}.mlp") for i in (0, 1)
+        ),
     ),
     CostedNode(
-        name="model.layers.0.mlp.all_reduce",
-        module="model.layers.0.mlp",
+        name="model.layers.[0-1].mlp.all_reduce",
+        module="model.layers.[0-1].mlp",
         op="all_reduce",
         phase="communication",
         count=2,
@@ -71,7 +74,9 @@ NODES = (
         engine="nvlink",
         utilization=0.4,
         terms_s={"network:nvlink": 5e-6},
-        instances=("model.layers.0.mlp.all_reduce", "model.layers.1.mlp.all_reduce"),
+        instances=tuple(
+            Instance(f"model.layers.{i}.mlp.all_reduce", f"model.layers.{i}.mlp") for i in (0, 1)
+        ),
     ),
 )
 

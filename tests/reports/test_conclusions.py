@@ -42,6 +42,20 @@ def test_without_latency_only_latency_goes(make_report, nodes):
     assert limit.lifted_step_s == pytest.approx(1e-6)
 
 
+def test_what_a_shape_loses_stays_with_the_limiting_resource(make_report, nodes):
+    # The linear now takes 15 us where its terms say 10 + 2: 3 us are lost in its tiles.
+    lossy = dataclasses.replace(nodes[1], time_s=15e-6)
+    one = StepTimes(step_time_s=30e-6)
+    # Without compute the loss goes with it: 4 + 2 us, twice.
+    assert find_limit(parts_of(make_report((lossy,), one))).lifted_step_s == pytest.approx(12e-6)
+    # Beside latency-bound nodes, lifting latency leaves the loss: 2 x 13 us, and 1 us each.
+    many = dataclasses.replace(nodes[0], count=100)
+    report = make_report((lossy, many), StepTimes(step_time_s=330e-6))
+    limit = find_limit(parts_of(report))
+    assert limit.bound == "latency"
+    assert limit.lifted_step_s == pytest.approx(126e-6)
+
+
 def test_hidden_communication_does_not_limit(make_report, nodes):
     slow = dataclasses.replace(nodes[2], time_s=50e-6, terms_s={"network:nvlink": 50e-6})
     hidden = make_report((*nodes[:2], slow), StepTimes(step_time_s=27e-6))

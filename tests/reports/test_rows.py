@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reports import Instance, OpRow
 from reports.rows import busiest_first, expand_rows, fold_rows, intensity, layer_pattern
 
 SUMS = ("count", "flops", "bytes_read", "bytes_written", "bytes_communicated", "time_s", "share")
@@ -19,6 +20,7 @@ SUMS = ("count", "flops", "bytes_read", "bytes_written", "bytes_communicated", "
         ("layer1.0.conv2", "layer1.*.conv2"),
         ("Conv_12", "Conv_12"),
         ("0", "*"),
+        ("layers.[0-31].mlp", "layers.*.mlp"),
         ("", ""),
     ],
 )
@@ -64,8 +66,6 @@ def test_expanding_keeps_sums_and_folding_takes_it_back(report):
     parts=st.integers(2, 7),
 )
 def test_expanding_never_loses_a_unit(count, flops, read, parts):
-    from reports import OpRow
-
     row = OpRow(
         name="h.*.a",
         module="h.*",
@@ -84,7 +84,7 @@ def test_expanding_never_loses_a_unit(count, flops, read, parts):
         bound="compute",
         engine="vector",
         utilization=1.0,
-        instances=tuple(f"h.{i}.a" for i in range(parts)),
+        instances=tuple(Instance(f"h.{i}.a", f"h.{i}") for i in range(parts)),
     )
     rows = expand_rows([row])
     assert sum(r.flops for r in rows) == flops
