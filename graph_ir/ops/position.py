@@ -1,0 +1,64 @@
+"""Rotary position embedding as one kernel (Su et al. 2021, arXiv 2104.09864).
+
+Operands x[b, ..., d] and whatever holds positions, cosines and sines; the head dim is needed whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from graph_ir.equation import Dim, Equation
+from graph_ir.op_def import OpDef, register
+from graph_ir.tensor_type import TensorType
+
+if TYPE_CHECKING:
+    from graph_ir.gradients import GradientBuilder
+    from graph_ir.graph import Node, Value
+
+
+def _equation(
+    inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Mapping[str, Any]
+) -> Equation:
+    """`b ... d, tables -> b ... d`: rows can be split, the tables are read whole."""
+    dims: tuple[Dim, ...] = tuple((f"i{i}",) for i in range(len(inputs[0].shape)))
+    sizes = {f"i{i}": n for i, n in enumerate(inputs[0].shape)}
+    fixed = {f"i{i}" for i in range(1, len(dims))}
+    tables = []
+    for j, t in enumerate(inputs[1:]):
+        names = [f"t{j}_{i}" for i in range(len(t.shape))]
+        sizes |= dict(zip(names, t.shape, strict=True))
+        fixed.update(names)
+        tables.append(tuple((n,) for n in names))
+    return Equation((dims, *tables), (dims,), sizes, frozenset(fixed), None)
+
+
+def _gradient(
+    b: GradientBuilder, node: Node, grads: Sequence[Value | None]
+) -> Sequence[Value | None]:
+    """The rotation by the opposite angle: the same kernel again."""
+    if grads[0] is None:
+        return [None] * len(node.inputs)
+    operands = [grads[0], *node.inputs[1:]]
+    found = b.emit(node, "rotary_embedding", operands, [node.inputs[0].type], node.attrs)
+    return [*found, *[None] * (len(node.inputs) - 1)]
+
+
+def _picked_bytes(node: Node) -> int:
+    """x, and of the tables no more than one row per row of x."""
+    x = node.inputs[0].type.bytes
+    return x + sum(min(v.type.bytes, x) for v in node.inputs[1:])
+
+
+register(
+    # Two products and a sum per element.
+    OpDef(
+        "rotary_embedding",
+        "elementwise",
+        _equation,
+        flops=3,
+        engine="vector",
+        gradient=_gradient,
+        bytes_read=_picked_bytes,
+    )
+)

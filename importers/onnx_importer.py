@@ -1,0 +1,120 @@
+"""ONNX files as operator graphs: read, bind the dims, settle every shape, translate every
+operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from graph_ir.errors import OpboundError, UnknownOperatorError
+from graph_ir.graph import GraphBuilder, Value
+from graph_ir.tensor_type import DType
+from importers.imported_model import ImportedModel, ImportOptions
+from importers.onnx_dims import DimBinder
+from importers.onnx_file import read_onnx
+from importers.onnx_ops import RULES, Emitter, families
+from importers.onnx_resolve import Resolver
+from importers.onnx_values import OnnxNode
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+TYPE_RULES: Mapping[tuple[str, str], Callable[[OnnxNode], Sequence[Any]]] = {
+    key: function
+    for family in families
+    for key, function in getattr(family, "TYPE_RULES", {}).items()
+}
+
+
+def import_onnx(path: str | Path, options: ImportOptions) -> ImportedModel:
+    """Imports an ONNX file.
+
+    Args:
+        path: of the file; binary, or protobuf's or ONNX's text format.
+        options: sizes for dynamic dims and the like.
+
+    Raises:
+        ModelFileError: the file is absent, broken or no ONNX model.
+        DimensionError: a dim is unbound, or an option names a dim that does not exist.
+        UnknownOperatorError: an operator has no translation, unless `options.allow_unknown`.
+    """
+    path = Path(path)
+    file = read_onnx(path)
+    binder = DimBinder(options)
+    dtype = DType.parse(options.dtype) if options.dtype else None
+    has_rule: Callable[[str, str], bool] = lambda domain, op: (domain, op) in RULES  # noqa: E731
+    resolver = Resolver(file.model, binder, has_rule, TYPE_RULES)
+    inputs, outputs = resolver.run(file.model.graph)
+    builder = GraphBuilder(path.stem)
+    emitter = Emitter(builder, dtype=dtype, training=options.mode == "training")
+    for value in inputs:
+        emitter.add_input(value)
+    for node in resolver.nodes:
+        _translate(emitter, node, options)
+    results = [emitter.operand(v) for v in outputs if v.sequence is None]
+    graph = builder.build(results)
+    batch, sequence = (_size_of(graph.inputs, meaning) for meaning in ("batch", "sequence"))
+    return ImportedModel(
+        graph=graph,
+        name=path.stem,
+        source=str(path),
+        sha256=file.sha256,
+        importer=_route(file.model),
+        notes=(*file.notes, *resolver.notes),
+        dims=MappingProxyType(dict(binder.bound)),
+        batch=options.batch or batch,
+        sequence=options.sequence or sequence,
+    )
+
+
+def _translate(emitter: Emitter, node: OnnxNode, options: ImportOptions) -> None:
+    function = RULES.get((node.domain, node.op_type))
+    if function is None:
+        results = _unknown(emitter, node, options)
+    else:
+        try:
+            results = function(emitter, node)
+        except OpboundError:
+            raise
+        except (ValueError, KeyError, IndexError, TypeError, ZeroDivisionError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise OpboundError(f"{node.label} cannot be translated: {reason}") from error
+    for value, result in zip(node.outputs, results, strict=False):
+        if value is not None and result is not None:
+            emitter.define(value, result)
+
+
+def _unknown(emitter: Emitter, node: OnnxNode, options: ImportOptions) -> list[Value | None]:
+    """A node that stands for an operator without a translation, where the user accepts that."""
+    kind = f"{node.domain or 'ai.onnx'}::{node.op_type}"
+    if not options.allow_unknown:
+        place = f" in module {node.module!r}" if node.module else ""
+        raise UnknownOperatorError(
+            f"node {node.name!r}{place} is a {kind}, which has no translation: add a rule to "
+            "importers/onnx_ops/ (and a record to graph_ir/ops/), or pass --allow-unknown"
+        )
+    present = [i for i, v in enumerate(node.outputs) if v is not None]
+    types = [emitter.result_type(node, i) for i in present]
+    operands = [emitter.operand(v) for v in node.inputs if v is not None and v.sequence is None]
+    results = emitter.emit_all(node, "unknown", operands, types, {"frontend": kind})
+    found = dict(zip(present, results, strict=True))
+    return [found.get(i) for i in range(len(node.outputs))]
+
+
+def _size_of(inputs: Sequence[Value], meaning: str) -> int | None:
+    for value in inputs:
+        for name, size in zip(value.dim_names, value.type.shape, strict=False):
+            if name == meaning:
+                return size
+    return None
+
+
+def _route(model: ModelProto) -> str:
+    import onnx
+
+    opsets = {o.domain or "ai.onnx": o.version for o in model.opset_import}
+    version = opsets.get("ai.onnx", next(iter(opsets.values()), 0))
+    return f"onnx {onnx.__version__}, opset {version}"

@@ -1,0 +1,32 @@
+"""ONNX operators as canonical ones: a rule per operator, one module per family.
+
+To add an operator, write a function with `@rule("Name", domain="...")` in the fitting module. It
+gets the resolved node, emits records of `graph_ir.ops`, and returns a value per result. If onnx has
+no schema for the operator, `TYPE_RULES` of that module says its result types.
+"""
+
+from __future__ import annotations
+
+from importers.onnx_ops import (
+    attention,
+    contraction,
+    convolution,
+    elementwise,
+    movement,
+    normalization,
+    reduction,
+)
+from importers.onnx_ops.emitter import RULES, Emitter
+
+__all__ = ["RULES", "Emitter", "families"]
+
+families = (
+    attention,
+    contraction,
+    convolution,
+    elementwise,
+    movement,
+    normalization,
+    reduction,
+)
+"""The modules whose rules are registered."""
