@@ -1,0 +1,195 @@
+"""Time of C[m, n] = A[m, k] B[k, n] from tiles, waves and traffic, for a million shapes at once.
+
+A library is assumed to choose well: every tile of the engine, whole or split along k, is priced and
+the fastest taken. What is easily got wrong: a tile that hangs over the edge of C costs as much as
+a full one, and a last wave that fills three processors takes as long as a full one.
+
+Source: traffic into a level follows the tile that fits the level above (Kundu et al., arXiv
+2407.14645; DeepFlow, arXiv 2211.03309); split-k as in CUTLASS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from costing.hardware import MATRIX, Engine, Hardware, MemoryLevel, Tile
+from costing.kernel_cost import Array, KernelCost
+from graph_ir.tensor_type import DType
+
+_CHUNK = 1 << 14
+"""Shapes per pass: the pass's dozens of temporaries then stay in the processor's cache."""
+
+_ACCUMULATOR_BYTES = 4.0
+"""Partial sums of a split contraction are kept in 32 bits."""
+
+
+def gemm_cost(
+    hardware: Hardware,
+    dtype: DType,
+    m: ArrayLike,
+    n: ArrayLike,
+    k: ArrayLike,
+    batch: ArrayLike = 1,
+    out_dtype: DType | None = None,
+    a_bytes: ArrayLike | None = None,
+    b_bytes: ArrayLike | None = None,
+) -> KernelCost:
+    """Prices `batch` products of [m, k] by [k, n].
+
+    Shapes: m, n, k, batch broadcast against each other; the results are flat.
+
+    Args:
+        hardware: the device.
+        dtype: of both operands; `out_dtype` of the result (the same by default).
+        m: rows of the result.
+        n: columns of the result.
+        k: the contracted dim.
+        batch: independent products.
+        out_dtype: dtype of the result.
+        a_bytes: bytes of A that main memory really holds, if fewer than batch * m * k elements (a
+            convolution's input, a broadcast operand).
+        b_bytes: the same for B.
+    """
+    arrays = [np.asarray(x, dtype=np.float64) for x in (m, n, k, batch)]
+    size = dtype.bits / 8
+    out = (out_dtype or dtype).bits / 8
+    a = arrays[3] * arrays[0] * arrays[2] * size if a_bytes is None else np.asarray(a_bytes, float)
+    b = arrays[3] * arrays[1] * arrays[2] * size if b_bytes is None else np.asarray(b_bytes, float)
+    flat = [x.ravel() for x in np.broadcast_arrays(*arrays, a, b)]
+    engine = hardware.engine_for(MATRIX, dtype)
+    rate = engine.sustained(dtype)
+    count = flat[0].size
+    busy = np.empty(count)
+    traffic = np.empty((len(hardware.memory), count))
+    for start in range(0, count, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        shape = _Shape(*(x[part] for x in flat), size, out)
+        busy[part], traffic[:, part] = _best(hardware, engine, rate, shape)
+    first_byte = hardware.main_memory.latency_s
+    terms = {"compute": first_byte + 2 * flat[0] * flat[1] * flat[2] * flat[3] / rate}
+    for level, moved in zip(hardware.memory, traffic, strict=True):
+        terms[f"memory:{level.name}"] = first_byte + moved / level.sustained_bytes_per_s
+    return KernelCost(
+        time_s=hardware.launch.device_latency_s + first_byte + busy,
+        terms=terms,
+        traffic_bytes={lv.name: traffic[i] for i, lv in enumerate(hardware.memory)},
+    )
+
+
+@dataclass(frozen=True)
+class _Shape:
+    m: Array
+    n: Array
+    k: Array
+    batch: Array
+    a_bytes: Array
+    b_bytes: Array
+    size: float
+    """Bytes of one element of A and B."""
+    out_size: float
+    """Bytes of one element of C."""
+
+
+def _best(hardware: Hardware, engine: Engine, rate: float, s: _Shape) -> tuple[Array, Array]:
+    """Busy time [shapes] and traffic [levels, shapes] of the fastest candidate."""
+    best: Array | None = None
+    for time, traffic in _candidates(hardware, engine, rate, s):
+        if best is None:
+            best, best_traffic = time, traffic
+            continue
+        better = time < best
+        best = np.where(better, time, best)
+        for kept, new in zip(best_traffic, traffic, strict=True):
+            np.copyto(kept, new, where=better)
+    return best, np.stack(best_traffic)
+
+
+def _candidates(
+    hardware: Hardware, engine: Engine, rate: float, s: _Shape
+) -> Iterator[tuple[Array, list[Array]]]:
+    """Every tile, in whole waves, and with the work shared out evenly along k (stream-k)."""
+    processors = engine.processors
+    for tile in engine.tiles:
+        tiles = s.batch * np.ceil(s.m / tile.m) * np.ceil(s.n / tile.n)
+        waves = np.ceil(tiles / processors)
+        yield _terms(hardware, engine, rate, s, tile, tiles, waves, waves)
+        if engine.split_depth_bytes:
+            parts = np.maximum(s.k * s.size / engine.split_depth_bytes, 1.0)
+            shared = tiles / np.minimum(tiles * parts, processors)
+            yield _terms(hardware, engine, rate, s, tile, tiles, shared, None)
+
+
+def _terms(
+    hardware: Hardware,
+    engine: Engine,
+    rate: float,
+    s: _Shape,
+    tile: Tile,
+    tiles: Array,
+    runs: Array,
+    waves: Array | None,
+) -> tuple[Array, list[Array]]:
+    """Busy time and traffic per level of one tile shape.
+
+    Args:
+        hardware: the device.
+        engine: the engine that multiplies.
+        rate: its sustained FLOP/s.
+        s: the shapes.
+        tile: the tile.
+        tiles: how many tiles cover the result.
+        runs: full-depth tiles that the busiest processor computes, one after another.
+        waves: the same, when each tile stays whole; None when tiles are split along k.
+    """
+    per_processor = rate / engine.processors
+    area = tile.m * tile.n
+    fetched = (tile.m + tile.n) * s.size * s.k
+    partial = 0.0
+    finished = waves
+    if finished is None:
+        finished = np.maximum(runs, 1.0)
+        partial = 2 * engine.processors * area * _ACCUMULATOR_BYTES
+    share = hardware.main_memory.sustained_bytes_per_s / engine.processors
+    drain_s = engine.drain_exposed * area * s.out_size / share
+    compute = runs * s.k * (2 * area / per_processor)
+    compute += finished * (engine.tile_overhead_s + drain_s)
+    traffic = []
+    fetch = np.zeros_like(tiles)
+    result = s.batch * s.m * s.n * s.out_size
+    for level in hardware.memory:
+        if level is hardware.main_memory:
+            traffic.append(_main_memory_bytes(hardware, engine, s, tile, result))
+        else:
+            traffic.append(tiles * fetched + partial + result)
+        fetch = np.maximum(fetch, _flow_s(level, traffic[-1], runs * fetched))
+    busy = np.maximum(compute, fetch) + engine.unhidden * np.minimum(compute, fetch)
+    if waves is None:
+        busy += engine.split_latency_s
+    return busy, traffic
+
+
+def _flow_s(level: MemoryLevel, traffic: Array, drawn: Array) -> Array:
+    """Time of a stream from `level`; the busiest processor draws `drawn` bytes of it itself."""
+    flow: Array = traffic / level.sustained_bytes_per_s
+    if level.processor_bytes_per_s is not None:
+        flow = np.maximum(flow, drawn / level.processor_bytes_per_s)
+    return flow
+
+
+def _main_memory_bytes(
+    hardware: Hardware, engine: Engine, s: _Shape, tile: Tile, result: Array
+) -> Array:
+    """Least traffic, plus what is read again when a wave's rows and columns outgrow the caches.
+
+    The processors of one wave cover about sqrt(P) x sqrt(P) tiles. Operand A is read once per
+    column of such blocks, B once per row, unless the whole operand stays in the last cache.
+    """
+    cache = hardware.memory[-2].capacity_bytes if len(hardware.memory) > 1 else 0.0
+    side = engine.processors**0.5
+    again_a = np.where(s.a_bytes <= cache, 1.0, np.maximum(s.n / (side * tile.n), 1.0))
+    again_b = np.where(s.b_bytes <= cache, 1.0, np.maximum(s.m / (side * tile.m), 1.0))
+    return s.a_bytes * again_a + s.b_bytes * again_b + result

@@ -1,0 +1,293 @@
+"""Reads a device's YAML file into `Hardware`.
+
+Every number is written `{value: "3.35 TB/s", source: ...}`; `source` is a key of the file's own
+`sources` table or a sentence. Unknown keys are errors, so that a misspelt one is never ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from costing.hardware import AttentionKernel, Engine, Hardware, Launch, Link, MemoryLevel, Protocol, Tile
+from costing.units import parse_quantity
+from graph_ir.errors import HardwareError, OpboundError, did_you_mean
+from graph_ir.tensor_type import DType
+
+SPECS = Path(__file__).parent / "hardware_specs"
+ALGORITHMS = ("ring", "tree", "in_network")
+KINDS = ("matrix", "vector")
+
+
+def list_hardware() -> list[str]:
+    """Names of the devices that are shipped."""
+    return sorted(path.stem for path in SPECS.glob("*.yaml"))
+
+
+def load_hardware(name_or_path: str) -> Hardware:
+    """The device of that name, or the one a YAML file describes.
+
+    Raises:
+        HardwareError: if there is no such device or file, or the file is wrong; the message names
+            the file, the key, and the nearest right one.
+    """
+    text = str(name_or_path)
+    if text in list_hardware():
+        return _load(SPECS / f"{text}.yaml")
+    path = Path(text)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if not path.is_file():
+            raise HardwareError(f"hardware file {text!r} does not exist")
+        return parse_hardware(path)
+    raise HardwareError(f"unknown hardware {text!r}; {did_you_mean(text, list_hardware())}")
+
+
+@lru_cache(maxsize=32)
+def _load(path: Path) -> Hardware:
+    return parse_hardware(path)
+
+
+def parse_hardware(path: Path) -> Hardware:
+    """Reads one file.
+
+    Raises:
+        HardwareError: if it is not YAML, or a key or value in it is wrong.
+    """
+    import yaml
+
+    try:
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader(yaml))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = " ".join(str(error).split())
+        raise HardwareError(f"{path} is not a YAML file: {line}") from error
+    except OSError as error:
+        raise HardwareError(f"{path} cannot be read: {error.strerror}") from error
+    return _hardware(_Section(loaded, str(path), ""))
+
+
+def _loader(yaml: object) -> object:
+    # The C parser is ten times as fast, but not every build of PyYAML has it.
+    return getattr(yaml, "CSafeLoader", None) or yaml.SafeLoader  # type: ignore[attr-defined]
+
+
+class _Section:
+    """One mapping of the file: hands out its keys, and at the end names those nobody asked for."""
+
+    def __init__(self, data: object, file: str, path: str, root: _Section | None = None) -> None:
+        self.file, self.path = file, path
+        self.root = root or self
+        if not isinstance(data, dict):
+            raise HardwareError(f"{self.where()}: expected keys, found {data!r}")
+        self.data: dict[str, object] = {str(key): value for key, value in data.items()}
+        self.asked: set[str] = set()
+        if root is None:
+            self.sources: dict[str, str] = {}
+
+    def where(self, key: str = "") -> str:
+        joined = ".".join(part for part in (self.path, key) if part)
+        return f"{self.file}: {joined}" if joined else self.file
+
+    def get(self, key: str, required: bool = True) -> object | None:
+        self.asked.add(key)
+        value = self.data.get(key)
+        if value is None and required:
+            close = did_you_mean(key, set(self.data) - self.asked) if self.data else ""
+            hint = f" ({close})" if close.startswith("did") else ""
+            raise HardwareError(f"{self.where()}: the required key {key!r} is missing{hint}")
+        return value
+
+    def text(self, key: str) -> str:
+        value = self.get(key)
+        if not isinstance(value, str):
+            raise HardwareError(f"{self.where(key)}: expected text, found {value!r}")
+        return value
+
+    def flag(self, key: str) -> bool:
+        value = self.get(key)
+        if not isinstance(value, bool):
+            raise HardwareError(f"{self.where(key)}: expected true or false, found {value!r}")
+        return value
+
+    def words(self, key: str, known: tuple[str, ...]) -> tuple[str, ...]:
+        value = self.get(key)
+        items = value if isinstance(value, list) else [value]
+        for item in items:
+            if item not in known:
+                hint = did_you_mean(str(item), known)
+                raise HardwareError(f"{self.where(key)}: unknown word {item!r}; {hint}")
+        return tuple(str(item) for item in items)
+
+    def quantity(self, key: str, dimension: str, default: float | None = None) -> float:
+        raw = self.sourced(key, required=default is None)
+        if raw is None:
+            return 0.0 if default is None else default
+        return parse_quantity(raw, dimension, self.where(key))
+
+    def sourced(self, key: str, required: bool = True) -> object | None:
+        """The `value` under `key`, after noting its `source`."""
+        value = self.get(key, required)
+        if value is None:
+            return None
+        joined = f"{self.path}.{key}" if self.path else key
+        entry = _Section(value, self.file, joined, self.root)
+        known = self.root.data.get("sources") or {}
+        source = entry.text("source")
+        self.root.sources[joined] = str(known[source]) if source in known else source  # type: ignore[index,operator]
+        inner = entry.get("value")
+        entry.done()
+        return inner
+
+    def section(self, key: str) -> _Section:
+        joined = f"{self.path}.{key}" if self.path else key
+        return _Section(self.get(key), self.file, joined, self.root)
+
+    def sections(self, key: str, required: bool = True) -> Iterator[_Section]:
+        value = self.get(key, required)
+        if value is None:
+            return
+        if not isinstance(value, list):
+            raise HardwareError(f"{self.where(key)}: expected a list, found {value!r}")
+        for index, item in enumerate(value):
+            name = item.get("name", index) if isinstance(item, dict) else index
+            joined = f"{self.path}.{key}[{name}]" if self.path else f"{key}[{name}]"
+            yield _Section(item, self.file, joined, self.root)
+
+    def done(self) -> None:
+        for key in self.data:
+            if key not in self.asked:
+                hint = did_you_mean(key, self.asked)
+                raise HardwareError(f"{self.where()}: unknown key {key!r}; {hint}")
+
+
+def _hardware(top: _Section) -> Hardware:
+    top.get("sources", required=False)
+    name, title = top.text("name"), top.text("title")
+    engines = tuple(_engine(s) for s in top.sections("engines"))
+    memory = tuple(_memory_level(s) for s in top.sections("memory"))
+    links = tuple(_link(s) for s in top.sections("links", required=False))
+    launch = _launch(top.section("launch"))
+    top.done()
+    for key, found in (("engines", engines), ("memory", memory)):
+        if not found:
+            raise HardwareError(f"{top.where(key)}: at least one entry is needed")
+    return Hardware(
+        name, title, engines, memory, links, launch, dict(top.sources), path=top.file
+    )
+
+
+def _engine(s: _Section) -> Engine:
+    engine = Engine(
+        name=s.text("name"),
+        kinds=s.words("kinds", KINDS),
+        processors=int(s.quantity("processors", "count")),
+        peak_flops=_by_dtype(s.section("peak"), "FLOP/s"),
+        efficiency=_by_dtype(s.section("efficiency"), "fraction"),
+        tiles=_tiles(s),
+        tile_overhead_s=s.quantity("tile_overhead", "seconds", 0.0),
+        drain_exposed=s.quantity("drain_exposed", "fraction", 0.0),
+        unhidden=s.quantity("unhidden", "fraction", 0.0),
+        split_depth_bytes=s.quantity("split_depth", "bytes", 0.0),
+        split_latency_s=s.quantity("split_latency", "seconds", 0.0),
+        attention=_attention(s),
+    )
+    s.done()
+    if "default" not in engine.efficiency:
+        raise HardwareError(f"{s.where('efficiency')}: the required key 'default' is missing")
+    return engine
+
+
+def _attention(s: _Section) -> AttentionKernel:
+    plain = AttentionKernel()
+    if s.get("attention", required=False) is None:
+        return plain
+    a = s.section("attention")
+    kernel = AttentionKernel(
+        efficiency=a.quantity("efficiency", "fraction", plain.efficiency),
+        backward_efficiency=a.quantity("backward_efficiency", "fraction", plain.backward_efficiency),
+        softmax_flops=a.quantity("softmax_flops", "count", 0.0),
+        rows=int(a.quantity("rows", "count", plain.rows)),
+        blocks_per_processor=int(a.quantity("blocks_per_processor", "count", 1)),
+        block_latency_s=a.quantity("block_latency", "seconds", 0.0),
+        split_tokens=int(a.quantity("split_tokens", "count", plain.split_tokens)),
+        latency_s=a.quantity("latency", "seconds", 0.0),
+    )
+    a.done()
+    return kernel
+
+
+def _by_dtype(s: _Section, dimension: str) -> dict[str, float]:
+    values = {}
+    for key in s.data:
+        label = key
+        if key != "default":
+            try:
+                label = DType.parse(key).label
+            except OpboundError as error:
+                raise HardwareError(f"{s.where(key)}: {error}") from error
+        values[label] = s.quantity(key, dimension)
+    return values
+
+
+def _tiles(s: _Section) -> tuple[Tile, ...]:
+    raw = s.sourced("tiles", required=False)
+    tiles = []
+    for item in raw if isinstance(raw, list) else [] if raw is None else [raw]:
+        sides = str(item).split("x")
+        if len(sides) != 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
+            raise HardwareError(f"{s.where('tiles')}: {item!r} is not a tile such as 128x64")
+        tiles.append(Tile(int(sides[0]), int(sides[1])))
+    return tuple(tiles) or (Tile(1, 1),)
+
+
+def _memory_level(s: _Section) -> MemoryLevel:
+    per_processor = s.quantity("per_processor_bandwidth", "bytes/s", 0.0)
+    level = MemoryLevel(
+        name=s.text("name"),
+        capacity_bytes=s.quantity("capacity", "bytes"),
+        bandwidth_bytes_per_s=s.quantity("bandwidth", "bytes/s"),
+        efficiency=s.quantity("efficiency", "fraction"),
+        latency_s=s.quantity("latency", "seconds"),
+        processor_bytes_per_s=per_processor or None,
+    )
+    s.done()
+    return level
+
+
+def _link(s: _Section) -> Link:
+    devices = s.quantity("devices", "count", 0.0)
+    link = Link(
+        name=s.text("name"),
+        kind=s.text("kind"),
+        devices=int(devices) or None,
+        bandwidth_bytes_per_s=s.quantity("bandwidth", "bytes/s"),
+        algorithms=s.words("algorithms", ALGORITHMS),
+        protocols=tuple(_protocol(p) for p in s.sections("protocols")),
+        local_bytes_per_s=s.quantity("local_bandwidth", "bytes/s", 0.0) or None,
+    )
+    s.done()
+    if not link.protocols:
+        raise HardwareError(f"{s.where('protocols')}: at least one entry is needed")
+    return link
+
+
+def _protocol(s: _Section) -> Protocol:
+    protocol = Protocol(
+        name=s.text("name"),
+        efficiency=s.quantity("efficiency", "fraction"),
+        base_latency_s=s.quantity("base_latency", "seconds"),
+        step_latency_s=s.quantity("step_latency", "seconds"),
+        algorithms=s.words("algorithms", ALGORITHMS),
+    )
+    s.done()
+    return protocol
+
+
+def _launch(s: _Section) -> Launch:
+    launch = Launch(
+        device_latency_s=s.quantity("device_latency", "seconds"),
+        host_s=s.quantity("host", "seconds"),
+        hidden=s.flag("hidden"),
+    )
+    s.done()
+    return launch
