@@ -45,6 +45,8 @@ class GradientBuilder:
             phase=self.phase,
             count=node.count,
             instances=tuple(f"{name}.{label}" for name in node.instances),
+            instance_modules=node.instance_modules,
+            origin=node.origin or node.name,
         )
 
     def sum_to(self, node: Node, grad: Value, target: TensorType, label: str = "sum") -> Value:

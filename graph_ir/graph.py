@@ -19,7 +19,9 @@ from graph_ir.tensor_type import TensorType
 if TYPE_CHECKING:
     import networkx
 
-ValueKind = Literal["input", "parameter", "buffer", "constant", "carried", "intermediate"]
+ValueKind = Literal[
+    "input", "parameter", "buffer", "constant", "state", "carried", "intermediate"
+]
 Phase = Literal["forward", "backward", "recompute", "optimizer", "communication"]
 PHASES: tuple[Phase, ...] = ("forward", "backward", "recompute", "optimizer", "communication")
 
@@ -32,7 +34,8 @@ class Value:
     """Unique within the graph."""
     type: TensorType
     kind: ValueKind = "intermediate"
-    """Where it comes from. `carried` is what a repeated block receives from its previous repetition."""
+    """Where it comes from. `state` is the optimizer's; `carried` is what a repeated block receives from
+    its previous repetition."""
     count: int = 1
     """Number of tensors this value stands for: the repetitions of the block that it belongs to."""
     dim_names: tuple[str | None, ...] = ()
@@ -65,6 +68,10 @@ class Node:
     """How often the operator runs: the repetitions of its block."""
     instances: tuple[str, ...] = ()
     """Names of all `count` repetitions, where the node stands for more than one."""
+    instance_modules: tuple[str, ...] = ()
+    """Module paths of the repetitions, in the same order."""
+    origin: str = ""
+    """Name of the forward node that this node was derived from; empty for a forward node."""
 
     @property
     def definition(self) -> OpDef:
@@ -275,6 +282,8 @@ class GraphBuilder:
         phase: Phase = "forward",
         count: int = 1,
         instances: tuple[str, ...] = (),
+        instance_modules: tuple[str, ...] = (),
+        origin: str = "",
         output_names: Sequence[str] = (),
     ) -> tuple[Value, ...]:
         """Adds a node and returns its results.
@@ -302,6 +311,8 @@ class GraphBuilder:
                 phase,
                 count,
                 instances,
+                instance_modules,
+                origin,
             )
         )
         return results

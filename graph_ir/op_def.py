@@ -70,6 +70,8 @@ class OpDef:
     bytes_written: Callable[[Node], int] | None = None
     view_of: int | None = None
     """Index of the operand that the result aliases when the node's attribute `view` is set."""
+    in_place: int | None = None
+    """Index of the operand whose memory the result takes over: a write into a buffer (a KV cache)."""
     decompose: Callable[[Any, Node], tuple[Value, ...]] | None = None
     """(builder, node) -> results: the same in simpler operators, used to split a name that the fused
     form needs whole."""

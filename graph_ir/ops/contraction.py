@@ -37,6 +37,8 @@ register(
     _product("linear", "... k, n k -> ... n"),
     # a[..., m, k], b[..., k, n] -> c[..., m, n], batch dims broadcast.
     _product("matmul", "... m k, ... k n -> ... m n"),
+    # x[(e t), k], weight[e, k, n] -> y[(e t), n]: rows sorted by expert, t to each expert.
+    _product("grouped_matmul", "(e t) k, e k n -> (e t) n"),
     # Any product: the node's attribute `equation` says which.
     _product("einsum", _no_own_equation),
 )

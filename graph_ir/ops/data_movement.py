@@ -109,6 +109,44 @@ def _changed_dims(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Eq
     return Equation((tuple(dims),), (tuple(result),), sizes, frozenset(fixed), None)
 
 
+def _slice_update_equation(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
+    """Operands buffer and update: the same dims, but along `axis` the update is shorter."""
+    axis = attrs["axis"]
+    dims, sizes = _names(inputs[0].shape)
+    update = list(dims)
+    update[axis] = ("u",)
+    sizes["u"] = inputs[1].shape[axis]
+    whole = tuple(dims)
+    return Equation((whole, tuple(update)), (whole,), sizes, frozenset({f"i{axis}", "u"}), None)
+
+
+def _slice_update(node: Node, buffer: Array, update: Array) -> Array:
+    axis, start = node.attrs["axis"], node.attrs["start"]
+    result = buffer.copy()
+    where = [slice(None)] * buffer.ndim
+    where[axis] = slice(start, start + update.shape[axis])
+    result[tuple(where)] = update
+    return result
+
+
+def _slice_update_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
+    """The update gets its slice of the gradient; the buffer's own gradient is what is left of it."""
+    (grad,) = grads
+    if grad is None:
+        return [None, None]
+    buffer, update = node.inputs
+    axis, rank = node.attrs["axis"], len(buffer.type.shape)
+    starts = tuple(node.attrs["start"] if i == axis else 0 for i in range(rank))
+    results: list[Value | None] = [None, None]
+    if b.needs(update):
+        attrs = {"starts": starts, "view": True}
+        results[1] = b.emit(node, "slice", [grad], [update.type], attrs, "grad_update")[0]
+    if b.needs(buffer):
+        (zeros,) = b.emit(node, "fill", [], [update.type], {"value": 0}, "zeros")
+        results[0] = b.emit(node, "slice_update", [grad, zeros], [buffer.type], node.attrs, "grad")[0]
+    return results
+
+
 def _rearrange(node: Node, x: Array) -> Array:
     return product(node.equation, {}, node.outputs[0].type.shape, x)
 
@@ -261,6 +299,19 @@ register(
         evaluate=_split_evaluate,
         linear="jointly",
         view_of=0,
+    ),
+    # buffer, update -> the buffer with the update written at `start` along `axis`, in place.
+    OpDef(
+        "slice_update",
+        "data_movement",
+        _slice_update_equation,
+        flops=0,
+        engine="copy",
+        gradient=_slice_update_gradient,
+        evaluate=_slice_update,
+        bytes_read=lambda node: node.inputs[1].type.bytes,
+        bytes_written=lambda node: node.inputs[1].type.bytes,
+        in_place=0,
     ),
     OpDef(
         "concat",

@@ -237,6 +237,18 @@ register(
     # Lookups whose access pattern depends on data in more than one dim (GatherND, ScatterND, NonZero).
     OpDef("gather_nd", "gather", _whole, flops=0, engine="vector", bytes_read=_picked_bytes),
     OpDef("scatter_nd", "gather", _whole, flops=0, engine="vector"),
+    # How often each of a few values occurs; attribute `low` is the first one.
+    OpDef(
+        "histogram",
+        "gather",
+        _whole,
+        flops=lambda node: node.inputs[0].type.elements,
+        engine="vector",
+        evaluate=lambda node, x: np.bincount(
+            x.astype(np.int64).ravel() - int(node.attrs.get("low", 0)),
+            minlength=node.outputs[0].type.elements,
+        ),
+    ),
     # log-probabilities[n, v], target[n] -> mean over n; reads one element per row.
     OpDef(
         "nll_loss",

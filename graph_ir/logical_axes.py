@@ -1,0 +1,241 @@
+"""Logical axes: which dims of all tensors are one and the same dim of the model.
+
+Every dim of every value starts as an axis of its own; the equations unify them (union-find). A compound dim
+(`(h d)`, from a reshape or a split) *refines* an axis into factors, wherever it occurs. What remains is a
+handful of classes: the batch, the sequence, the residual width, the heads, the feed-forward width, ...
+
+Dims of size 1 have no axis. Sizes that do not divide each other cannot be refined: such axes are marked
+as `blocked` and are never sharded, so the answer is conservative, never wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from graph_ir.equation import Dim, ShardingRule, Window, factors
+from graph_ir.graph import Graph, Node, Value
+
+
+class _Atom:
+    """An element of the union-find; a root may be refined into a major and a minor part."""
+
+    __slots__ = ("blocked", "parent", "parts", "size")
+
+    def __init__(self, size: int, blocked: bool = False) -> None:
+        self.size = size
+        self.parent: _Atom | None = None
+        self.parts: tuple[_Atom, _Atom] | None = None
+        self.blocked = blocked
+
+    def find(self) -> _Atom:
+        atom = self
+        while atom.parent is not None:
+            if atom.parent.parent is not None:
+                atom.parent = atom.parent.parent
+            atom = atom.parent
+        return atom
+
+    def leaves(self) -> list[_Atom]:
+        """The factors this atom is refined into, major first."""
+        root = self.find()
+        if root.parts is None:
+            return [root]
+        return [leaf for part in root.parts for leaf in part.leaves()]
+
+    def refine(self, major: int) -> None:
+        self.parts = (_Atom(major, self.blocked), _Atom(self.size // major, self.blocked))
+
+
+def _unify(left: Sequence[_Atom], right: Sequence[_Atom]) -> None:
+    """Makes two row-major lists of factors one and the same, refining where one is coarser."""
+    a = [leaf for atom in reversed(left) for leaf in reversed(atom.leaves())]
+    b = [leaf for atom in reversed(right) for leaf in reversed(atom.leaves())]
+    while a and b:
+        x, y = a[-1].find(), b[-1].find()
+        if x.parts is not None or y.parts is not None:
+            # A union or refinement a moment ago reached this one too.
+            for stack, atom in ((a, x), (b, y)):
+                if atom.parts is not None:
+                    stack.pop()
+                    stack.extend(reversed(atom.leaves()))
+            continue
+        if x is y:
+            a.pop(), b.pop()
+        elif x.size == y.size:
+            y.parent = x
+            x.blocked |= y.blocked
+            a.pop(), b.pop()
+        elif x.size > y.size and x.size % y.size == 0:
+            x.refine(y.size)
+        elif y.size > x.size and y.size % x.size == 0:
+            y.refine(x.size)
+        else:
+            break
+    for atom in (*a, *b):
+        for leaf in atom.leaves():
+            leaf.blocked = True
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """A logical axis of the model."""
+
+    size: int
+    blocked: bool
+    """Its parts do not line up somewhere: it cannot be sharded."""
+    index: int
+    """Order of first occurrence."""
+
+    def __str__(self) -> str:
+        return f"axis{self.index}:{self.size}"
+
+
+@dataclass(frozen=True)
+class AxisRule:
+    """A node's sharding when one logical axis is split over one mesh axis."""
+
+    axis: Axis
+    name: str
+    """The equation's name that holds the axis."""
+    inputs: tuple[bool, ...]
+    """Whether each operand is split; else it is whole."""
+    outputs: tuple[bool, ...]
+    """Whether each result is split; else it is a partial term."""
+
+
+class LogicalAxes:
+    """The logical axes of a graph.
+
+    Args:
+        graph: any graph, folded or not, forward or training.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._value_atoms: dict[Value, list[list[_Atom]]] = {}
+        self._name_atoms: dict[Node, dict[str, list[_Atom]]] = {}
+        for value in graph.inputs:
+            self._value_atoms[value] = _fresh(value.type.shape)
+        starts = {b.start: b for b in graph.blocks}
+        stops = {b.stop: b for b in graph.blocks}
+        for index, node in enumerate(graph.nodes):
+            self._close(stops.get(index))
+            block = starts.get(index)
+            if block is not None:
+                for carry in block.carries:
+                    self._value_atoms[carry.argument] = self._atoms(carry.initial)
+            self._visit(node)
+        self._close(stops.get(len(graph.nodes)))
+        self._axes: dict[_Atom, Axis] = {}
+        self._value_axes: dict[Value, tuple[tuple[Axis, ...], ...]] = {}
+        self._node_axes: dict[Node, dict[str, tuple[Axis, ...]]] = {}
+        self._rules: dict[tuple[Node, Axis], AxisRule | None] = {}
+
+    def _atoms(self, value: Value) -> list[list[_Atom]]:
+        found = self._value_atoms.get(value)
+        if found is None:
+            found = self._value_atoms[value] = _fresh(value.type.shape)
+        return found
+
+    def _close(self, block: object) -> None:
+        for carry in getattr(block, "carries", ()):
+            pairs = zip(self._atoms(carry.argument), self._atoms(carry.result), strict=True)
+            for left, right in pairs:
+                _unify(left, right)
+
+    def _visit(self, node: Node) -> None:
+        equation = node.equation
+        names: dict[str, list[_Atom]] = {}
+
+        def atoms_of(dim: Dim) -> list[_Atom]:
+            found: list[_Atom] = []
+            for name in factors(dim):
+                if name not in names:
+                    size = equation.sizes[name]
+                    names[name] = [_Atom(size)] if size > 1 else []
+                found += names[name]
+            return found
+
+        for value, dims in zip(node.inputs, equation.inputs, strict=True):
+            for dim, atoms in zip(dims, self._atoms(value), strict=True):
+                if isinstance(dim, Window):
+                    atoms_of(dim)
+                elif len(dim) == 1 and dim[0] not in names:
+                    names[dim[0]] = atoms
+                elif dim:
+                    _unify(atoms_of(dim), atoms)
+        for value, dims in zip(node.outputs, equation.outputs, strict=True):
+            result = []
+            for dim, size in zip(dims, value.type.shape, strict=True):
+                if isinstance(dim, Window):
+                    atoms_of(dim)
+                    result.append([_Atom(size)] if size > 1 else [])
+                else:
+                    result.append(atoms_of(dim))
+            self._value_atoms[value] = result
+        self._name_atoms[node] = names
+
+    def _axis(self, atom: _Atom) -> Axis:
+        axis = self._axes.get(atom)
+        if axis is None:
+            axis = self._axes[atom] = Axis(atom.size, atom.blocked, len(self._axes))
+        return axis
+
+    def _resolve(self, atoms: Iterable[_Atom]) -> tuple[Axis, ...]:
+        return tuple(self._axis(leaf) for atom in atoms for leaf in atom.leaves())
+
+    def of_value(self, value: Value) -> tuple[tuple[Axis, ...], ...]:
+        """The axes of each dim of a value, major first; none for a dim of size 1."""
+        found = self._value_axes.get(value)
+        if found is None:
+            found = tuple(self._resolve(dim) for dim in self._atoms(value))
+            self._value_axes[value] = found
+        return found
+
+    def all_of(self, value: Value) -> tuple[Axis, ...]:
+        """All axes of a value in row-major order."""
+        return tuple(axis for dim in self.of_value(value) for axis in dim)
+
+    def of_node(self, node: Node) -> dict[str, tuple[Axis, ...]]:
+        """The axes behind each name of a node's equation."""
+        found = self._node_axes.get(node)
+        if found is None:
+            found = {n: self._resolve(atoms) for n, atoms in self._name_atoms[node].items()}
+            self._node_axes[node] = found
+        return found
+
+    def rule(self, node: Node, axis: Axis, *, batch: bool = False) -> AxisRule | None:
+        """How the node runs when `axis` is split, or None if it cannot.
+
+        Args:
+            node: a node of the graph.
+            axis: one of its axes.
+            batch: whether the axis is the batch, which statistics may be split over.
+        """
+        key = (node, axis)
+        if key not in self._rules:
+            self._rules[key] = self._find_rule(node, axis)
+        rule = self._rules[key]
+        if rule is not None and rule.name in node.equation.statistics and not batch:
+            return None
+        return rule
+
+    def _find_rule(self, node: Node, axis: Axis) -> AxisRule | None:
+        if axis.blocked:
+            return None
+        holders = [name for name, axes in self.of_node(node).items() if axis in axes]
+        if len(holders) != 1:
+            return None
+        rule: ShardingRule | None = node.equation.rule(holders[0])
+        if rule is None:
+            return None
+        for value in (*node.inputs, *node.outputs):
+            if self.all_of(value).count(axis) > 1:
+                return None
+        inputs = tuple(place is not None for place in rule.inputs)
+        return AxisRule(axis, holders[0], inputs, tuple(p is not None for p in rule.outputs))
+
+
+def _fresh(shape: Iterable[int]) -> list[list[_Atom]]:
+    return [[_Atom(n)] if n > 1 else [] for n in shape]
