@@ -1,0 +1,100 @@
+"""Where a report's figures come from: the model, the machine, the strategy, and what is covered."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graph_ir.tensor_type import DType
+from opbound.options import Options
+from reports import Coverage, HardwareInfo, ModelInfo, StrategyInfo
+
+if TYPE_CHECKING:
+    from costing.hardware import Hardware
+    from graph_ir.graph import Graph, Node
+    from importers import ImportedModel
+
+
+def model_info(model: ImportedModel, options: Options) -> ModelInfo:
+    """What was analysed, at which sizes."""
+    generation = options.mode == "generation"
+    return ModelInfo(
+        name=model.name,
+        source=model.source,
+        sha256=model.sha256,
+        importer=model.importer,
+        dtype=model_dtype(model.graph).label,
+        batch=model.batch if model.batch is not None else options.batch,
+        sequence=model.sequence if model.sequence is not None else options.sequence,
+        prompt_tokens=options.prompt_tokens if generation else None,
+        new_tokens=options.new_tokens if generation else None,
+        dims=dict(model.dims),
+        notes=tuple(model.notes),
+    )
+
+
+def model_dtype(graph: Graph) -> DType:
+    """The float dtype in which the model computes: that of most bytes of its weights.
+
+    A model without float weights is taken at its inputs' dtype, at last at float32.
+    """
+    held: dict[DType, int] = {}
+    for kinds in (("parameter",), ("input", "buffer", "constant")):
+        for value in graph.inputs:
+            if value.kind in kinds and value.type.dtype.is_float:
+                dtype = value.type.dtype
+                held[dtype] = held.get(dtype, 0) + value.type.bytes * value.count
+        if held:
+            return max(held, key=lambda dtype: held[dtype])
+    return DType.FLOAT32
+
+
+def parameter_count(graph: Graph) -> int:
+    """Elements in all parameters of the model."""
+    return sum(value.type.elements * value.count for value in graph.parameters)
+
+
+def hardware_info(hardware: Hardware, dtype: DType) -> HardwareInfo:
+    """The machine, with the hash of the very file that was read."""
+    path = Path(hardware.path)
+    shipped = path.parent.name == "hardware_specs"
+    return HardwareInfo(
+        name=hardware.name,
+        file=path.name if shipped else str(path),
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        peak_flops_per_s=hardware.engine_for("matrix", dtype).peak(dtype),
+    )
+
+
+def strategy_info(options: Options) -> StrategyInfo:
+    """How the step is split and run."""
+    training = options.mode == "training"
+    return StrategyInfo(
+        devices=options.devices,
+        parallel=dict(options.parallel),
+        sequence_parallel=options.sequence_parallel,
+        zero=options.zero,
+        microbatch=options.microbatch,
+        schedule=options.schedule if options.parallel.get("pp", 1) > 1 else None,
+        recompute=options.recompute,
+        optimizer=(options.optimizer or "adamw") if training else None,
+        execution=options.execution,
+    )
+
+
+def coverage_of(nodes: Iterable[Node]) -> Coverage:
+    """Shares of the nodes and of the bytes they move that have an operator record."""
+    count = known_count = moved_bytes = known_bytes = 0
+    for node in nodes:
+        node_bytes = (node.bytes_read + node.bytes_written) * node.count
+        count += node.count
+        moved_bytes += node_bytes
+        if node.op != "unknown":
+            known_count += node.count
+            known_bytes += node_bytes
+    return Coverage(
+        nodes=known_count / count if count else 1.0,
+        bytes=known_bytes / moved_bytes if moved_bytes else 1.0,
+    )
