@@ -1,0 +1,184 @@
+"""Prefill and decode steps of transformers models, their KV cache as flat tensors.
+
+A decode step is the model's own code on one new token; the cache is preallocated with room for it, and
+the step writes its keys and values in place, as inference servers do. transformers' own growing cache
+would copy the whole cache in every layer of every step.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import lru_cache
+from typing import Any
+
+from graph_ir.errors import OpboundError
+from importers.hf_inputs import TraceCase, causal_mask, tokens
+from importers.imported_model import ImportOptions
+from importers.torch_convert import InputHint
+
+_CACHE_DIMS = ("batch", None, "cache", None)
+
+
+def generation_case(
+    model: Any, options: ImportOptions, batch: int, sequence: int, notes: tuple[str, ...]
+) -> TraceCase:
+    """The prefill of `sequence` tokens, or one decode step after `options.past_tokens` tokens.
+
+    The outputs are the last position's logits, then keys and values of every layer. In an
+    encoder-decoder model the prompt goes to the encoder: its prefill is the encoder and the decoder's
+    first token, and of `past_tokens` those beyond `sequence` are the decoder's.
+
+    Raises:
+        OpboundError: the model generates no tokens, or keeps no plain key-value cache.
+    """
+    if not model.can_generate():
+        raise OpboundError(
+            f"{type(model).__name__} generates no tokens: use inference or training mode"
+        )
+    encoder = model.config.is_encoder_decoder
+    decoding = options.mode == "decode"
+    past = options.past_tokens if options.past_tokens is not None else sequence
+    prompt = past if decoding and (options.sequence is None or not encoder) else sequence
+    own_past = (past - min(prompt, past) if encoder else past) if decoding else 0
+    new = 1 if decoding or encoder else prompt
+    wrapper, cross_wrapper = _step_classes()
+    layers = _layer_count(model)
+    caches = (
+        [_cache_tensor(model, batch, own_past + new) for _ in range(2 * layers)] if decoding else []
+    )
+    mask = causal_mask(model, new, own_past + new).get("attention_mask")
+    if not encoder:
+        step, args = wrapper(model), (tokens(batch, new), mask, *caches)
+    elif decoding:
+        cross = [_cache_tensor(model, batch, prompt) for _ in range(2 * layers)]
+        step, args = cross_wrapper(model, prompt), (None, tokens(batch, new), *caches, *cross)
+    else:
+        step, args = cross_wrapper(model, prompt), (tokens(batch, prompt), tokens(batch, new))
+    if decoding:
+        notes = (*notes, f"one decode step, {past} tokens in the KV cache")
+    return TraceCase(
+        module=step,
+        args=args,
+        kwargs={},
+        inputs={
+            "input_ids": InputHint(("batch", "sequence")),
+            "decoder_input_ids": InputHint(("batch", None)),
+            "attention_mask": InputHint(("batch", None, "sequence", "cache")),
+            "kv": InputHint(_CACHE_DIMS, role="kv_cache"),
+        },
+        prefix="model",
+        batch=batch,
+        sequence=new if decoding else sequence,
+        notes=notes,
+    )
+
+
+def _layer_count(model: Any) -> int:
+    config = model.config
+    return int(getattr(config, "num_decoder_layers", None) or config.num_hidden_layers)
+
+
+def _cache_tensor(model: Any, batch: int, length: int) -> Any:
+    """Keys or values of one layer, [batch, kv heads, length, head dim]."""
+    import torch
+
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = (
+        getattr(config, "head_dim", None)
+        or getattr(config, "d_kv", None)
+        or config.hidden_size // config.num_attention_heads
+    )
+    return torch.zeros(batch, heads, length, width, dtype=model.dtype, device="meta")
+
+
+@lru_cache(maxsize=1)
+def _step_classes() -> tuple[Any, Any]:
+    """The modules that put a model's KV cache into its arguments and results.
+
+    Defined on first use: their bases live in torch and transformers.
+    """
+    import torch
+    from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
+
+    class BufferLayer(DynamicLayer):  # type: ignore[misc]
+        """One layer's keys and values: what the prefill makes, or a buffer that a step writes into."""
+
+        def __init__(self, keys: Any = None, values: Any = None, past: int | None = None) -> None:
+            super().__init__()
+            self.past = 0
+            if keys is not None:
+                self.keys, self.values = keys, values
+                self.dtype, self.device = keys.dtype, keys.device
+                self.past = keys.shape[-2] - 1 if past is None else past
+                self.is_initialized = True
+
+        def update(self, keys: Any, values: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+            if not self.is_initialized:
+                self.keys, self.values = keys, values
+                self.dtype, self.device = keys.dtype, keys.device
+                self.is_initialized = True
+            else:
+                self.keys[:, :, self.past :] = keys
+                self.values[:, :, self.past :] = values
+            return self.keys, self.values
+
+        def get_seq_length(self) -> int:
+            return self.past
+
+    def layers_of(kv: tuple[Any, ...], count: int, past: int | None = None) -> Any:
+        if not kv:
+            return Cache(layers=[BufferLayer() for _ in range(count)])
+        return Cache(layers=[BufferLayer(kv[2 * i], kv[2 * i + 1], past) for i in range(count)])
+
+    def flat(cache: Any) -> list[Any]:
+        return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+
+    class Step(torch.nn.Module):
+        """(token numbers, mask, cache...) -> (last logits, cache...)."""
+
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.model = model
+            parameters = inspect.signature(model.forward).parameters
+            self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+
+        def forward(self, input_ids: Any, attention_mask: Any, *kv: Any) -> tuple[Any, ...]:
+            cache = layers_of(kv, _layer_count(self.model))
+            out = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                past_key_values=cache,
+                use_cache=True,
+                **self.last_only,
+            )
+            return (out.logits, *flat(cache))
+
+    class CrossStep(torch.nn.Module):
+        """(prompt or None, token numbers, own cache..., cross cache...) -> (logits, caches...)."""
+
+        def __init__(self, model: Any, prompt: int) -> None:
+            super().__init__()
+            self.model = model
+            self.prompt = prompt
+
+        def forward(self, input_ids: Any, decoder_input_ids: Any, *kv: Any) -> tuple[Any, ...]:
+            count = _layer_count(self.model)
+            own = layers_of(kv[: 2 * count], count)
+            cross = layers_of(kv[2 * count :], count, self.prompt)
+            cache = EncoderDecoderCache(own, cross)
+            given: dict[str, Any] = {"input_ids": input_ids}
+            if input_ids is None:
+                for i in range(count):
+                    cache.is_updated[i] = True
+                width = self.model.config.hidden_size
+                shape = (decoder_input_ids.shape[0], self.prompt, width)
+                # Only its shape is looked at: keys and values of the prompt are in the cross cache.
+                encoded = torch.empty(shape, dtype=self.model.dtype, device="meta")
+                given = {"encoder_outputs": (encoded,)}
+            out = self.model(
+                decoder_input_ids=decoder_input_ids, past_key_values=cache, use_cache=True, **given
+            )
+            return (out.logits, *flat(own), *flat(cross))
+
+    return Step, CrossStep

@@ -1,0 +1,199 @@
+"""Example inputs for transformers models: what to trace them with, by modality and by mode.
+
+Every input lives on the meta device: it has a shape and a dtype, never contents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graph_ir.errors import DimensionError, OpboundError
+from importers.imported_model import ImportOptions
+from importers.torch_convert import InputHint
+
+DEFAULT_SEQUENCE = 1024
+"""Tokens per sample where neither the user nor the model's longest sequence says less."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceCase:
+    """A module with the arguments to trace it with."""
+
+    module: Any
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any]
+    inputs: Mapping[str, InputHint]
+    """What the dims of each tensor argument mean, by argument name."""
+    prefix: str = ""
+    """What the wrapping module puts before every module path of the user's model."""
+    batch: int
+    sequence: int | None
+    notes: tuple[str, ...] = ()
+
+
+def traceable(model: Any, options: ImportOptions) -> TraceCase:
+    """The arguments, and for generation the cache-carrying wrapper, to trace `model` with.
+
+    Raises:
+        OpboundError: opbound has no input builder for this kind of model, or a size does not fit it.
+    """
+    batch = options.batch or 1
+    main = getattr(model, "main_input_name", "input_ids")
+    if main == "pixel_values":
+        return _vision(model, options, batch)
+    if main != "input_ids":
+        raise OpboundError(
+            f"{type(model).__name__} takes {main!r}, for which importers/hf_inputs.py has no input builder: "
+            f"pass the module with example inputs through opbound.analyze"
+        )
+    sequence, notes = _sequence(model, options)
+    if options.mode in ("prefill", "decode"):
+        from importers.hf_generation import generation_case
+
+        return generation_case(model, options, batch, sequence, notes)
+    if model.config.is_encoder_decoder:
+        return _encoder_decoder(model, options, batch, sequence, notes)
+    kwargs = {"input_ids": tokens(batch, sequence)}
+    if _is_causal(model):
+        kwargs |= causal_mask(model, sequence, sequence)
+        kwargs["use_cache"] = False
+    if options.mode == "training":
+        kwargs["labels"] = _labels(model, batch, sequence)
+    return TraceCase(
+        module=model,
+        kwargs=kwargs,
+        inputs=_hints(kwargs),
+        batch=batch,
+        sequence=sequence,
+        notes=notes,
+    )
+
+
+def tokens(batch: int, sequence: int) -> Any:
+    """Token numbers, int64[batch, sequence]. A new tensor per call: traced inputs must be distinct."""
+    import torch
+
+    return torch.zeros(batch, sequence, dtype=torch.long, device="meta")
+
+
+def causal_mask(model: Any, queries: int, keys: int) -> dict[str, Any]:
+    """The additive [1, 1, queries, keys] mask that decomposed attention adds to its scores.
+
+    transformers uses a 4-D mask as it is; without one it would build its own from positions, in dozens
+    of integer operators that it skips when it is not being traced.
+    """
+    import torch
+
+    if model.config._attn_implementation != "eager":
+        return {}
+    return {"attention_mask": torch.zeros(1, 1, queries, keys, dtype=model.dtype, device="meta")}
+
+
+def _encoder_decoder(
+    model: Any, options: ImportOptions, batch: int, sequence: int, notes: tuple[str, ...]
+) -> TraceCase:
+    """Encoder and decoder on sequences of the same length; training shifts the labels in."""
+    kwargs: dict[str, Any] = {"input_ids": tokens(batch, sequence), "use_cache": False}
+    kwargs["labels" if options.mode == "training" else "decoder_input_ids"] = tokens(
+        batch, sequence
+    )
+    return TraceCase(
+        module=model,
+        kwargs=kwargs,
+        inputs=_hints(kwargs),
+        batch=batch,
+        sequence=sequence,
+        notes=(*notes, f"encoder and decoder each process {sequence} tokens"),
+    )
+
+
+def _vision(model: Any, options: ImportOptions, batch: int) -> TraceCase:
+    """Images of the size the config names."""
+    import torch
+
+    config = model.config
+    if options.sequence is not None:
+        raise DimensionError(
+            f"{type(model).__name__} has no sequence dim: its {config.image_size} px images fix the number of "
+            f"patches; leave sequence out"
+        )
+    if options.mode in ("prefill", "decode"):
+        raise OpboundError(
+            f"{type(model).__name__} generates no tokens: use inference or training mode"
+        )
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (batch, config.num_channels, height, width)
+    kwargs = {"pixel_values": torch.zeros(shape, dtype=model.dtype, device="meta")}
+    if options.mode == "training":
+        kwargs["labels"] = _labels(model, batch, 0)
+    hints = {
+        "pixel_values": InputHint(("batch", "channels", "height", "width")),
+        "labels": InputHint(("batch",)),
+    }
+    return TraceCase(module=model, kwargs=kwargs, inputs=hints, batch=batch, sequence=None)
+
+
+def _sequence(model: Any, options: ImportOptions) -> tuple[int, tuple[str, ...]]:
+    """Tokens per sample, checked against the positions that the model has learned."""
+    config = model.config
+    longest = getattr(config, "max_position_embeddings", None) or getattr(
+        config, "n_positions", None
+    )
+    wanted = options.sequence
+    if wanted is None:
+        return min(DEFAULT_SEQUENCE, longest or DEFAULT_SEQUENCE), ()
+    total = wanted + (options.past_tokens or 0) if options.mode == "decode" else wanted
+    if longest is None or total <= longest:
+        return wanted, ()
+    if _learned_positions(model, longest):
+        raise DimensionError(
+            f"{type(model).__name__} has {longest} learned positions, which {total} tokens exceed: "
+            f"use at most {longest}"
+        )
+    return wanted, (
+        f"{total} tokens exceed the {longest} that the config names as the longest sequence",
+    )
+
+
+def _learned_positions(model: Any, longest: int) -> bool:
+    """Whether one row of an embedding exists per position, so that longer sequences cannot run."""
+    import torch
+
+    return any(
+        isinstance(m, torch.nn.Embedding)
+        and m.num_embeddings == longest
+        and "po" in name.rsplit(".")[-1]
+        for name, m in model.named_modules()
+    ) or any(name.endswith("wpe") for name, _ in model.named_modules())
+
+
+def _is_causal(model: Any) -> bool:
+    return bool(model.can_generate()) and not model.config.is_encoder_decoder
+
+
+def _labels(model: Any, batch: int, sequence: int) -> Any:
+    """Labels of the model's own loss, so that logits and loss are part of the graph."""
+    import torch
+
+    name = type(model).__name__
+    if name.endswith(("ForImageClassification", "ForSequenceClassification")):
+        return torch.zeros(batch, dtype=torch.long, device="meta")
+    if name.endswith(("LMHeadModel", "ForCausalLM", "ForMaskedLM", "ForTokenClassification")):
+        return tokens(batch, sequence)
+    if name.endswith("ForConditionalGeneration"):
+        return tokens(batch, sequence)
+    raise OpboundError(
+        f"{name} has no loss that opbound knows to ask for: name an architecture with a head in 'architectures'"
+    )
+
+
+def _hints(kwargs: Mapping[str, Any]) -> dict[str, InputHint]:
+    dims = {2: ("batch", "sequence"), 4: ("batch", None, "sequence", "sequence")}
+    return {
+        name: InputHint(dims[value.ndim])
+        for name, value in kwargs.items()
+        if hasattr(value, "ndim")
+    }

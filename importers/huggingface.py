@@ -1,0 +1,252 @@
+"""Hugging Face architectures from their configs: no weights, no network, nothing of the config is executed.
+
+`hf:NAME` is a config that opbound ships in `importers/model_configs`, `hf:path/to/config.json` the user's
+own. The model is built on the meta device by transformers' own code and traced with torch.export.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from graph_ir.errors import ModelFileError, OpboundError, did_you_mean
+from importers.imported_model import ImportedModel, ImportOptions
+
+CONFIG_FOLDER = Path(__file__).parent / "model_configs"
+DEFAULT_DTYPE = "bfloat16"
+_TRACEABLE_DTYPES = ("float32", "float16", "bfloat16")
+
+_OWN_KEYS = ("_source", "source", "_attn_implementation", "_experts_implementation")
+_MASKLESS_SDPA = "opbound_sdpa"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A config file as read: plain data, not yet a transformers object."""
+
+    name: str
+    content: Mapping[str, Any]
+    sha256: str
+
+    @property
+    def model_type(self) -> str:
+        """Name that transformers gives the architecture family, e.g. `llama`."""
+        return str(self.content["model_type"])
+
+
+def config_names() -> list[str]:
+    """Names of the configs that opbound ships."""
+    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.json"))
+
+
+def read_config(name_or_path: str) -> ModelConfig:
+    """Reads a shipped config by name, or a config.json (or the folder that holds one) by path.
+
+    Raises:
+        ModelFileError: it does not exist, is not JSON, or does not say its `model_type`.
+    """
+    shipped = CONFIG_FOLDER / f"{name_or_path}.json"
+    path = shipped if name_or_path in config_names() else Path(name_or_path)
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.is_file():
+        hint = did_you_mean(name_or_path, config_names())
+        raise ModelFileError(
+            f"no config {name_or_path!r} ships with opbound and no such file exists; {hint}"
+        )
+    try:
+        raw = path.read_bytes()
+        content = json.loads(raw)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
+        raise ModelFileError(
+            f"{path} has no key 'model_type': give the config.json of a transformers model"
+        )
+    name = path.stem if path.stem != "config" else path.resolve().parent.name
+    return ModelConfig(name, content, hashlib.sha256(raw).hexdigest())
+
+
+def import_huggingface(name_or_path: str, options: ImportOptions) -> ImportedModel:
+    """Imports the architecture of a config into an operator graph.
+
+    Args:
+        name_or_path: shipped name, path of a config.json, or folder that holds one.
+        options: sizes, dtype and mode; batch defaults to 1, sequence to `hf_inputs.DEFAULT_SEQUENCE` or
+            the model's longest, whichever is less, dtype to the config's own, else bfloat16.
+
+    Raises:
+        OpboundError: the config is not usable, or the model cannot be traced.
+    """
+    config = read_config(name_or_path)
+    torch, transformers = _libraries()
+    from importers.hf_inputs import traceable
+    from importers.torch_export import export_module, import_program
+
+    wanted = options.dtype or str(_own_dtype(config.content) or DEFAULT_DTYPE).removeprefix(
+        "torch."
+    )
+    built_dtype = wanted if wanted in _TRACEABLE_DTYPES else _canonical_dtype(wanted)
+    with _quiet(transformers):
+        model = build_model(config, built_dtype)
+        model.train(options.mode == "training")
+        case = traceable(model, options)
+        program = export_module(case.module, case.args, case.kwargs, name=config.name)
+    notes = list(case.notes)
+    if "quantization_config" in config.content:
+        notes.append(
+            "the config's quantization_config is not applied: weights count in the model's dtype"
+        )
+    imported = import_program(
+        program,
+        replace(options, dtype=wanted),
+        name=config.name,
+        source=f"hf:{name_or_path}",
+        sha256=config.sha256,
+        importer=f"transformers {transformers.__version__}, torch.export {torch.__version__}",
+        inputs=case.inputs,
+        module_prefix=case.prefix,
+        notes=notes,
+    )
+    return replace(imported, batch=case.batch, sequence=case.sequence)
+
+
+def build_model(config: ModelConfig, dtype: str = DEFAULT_DTYPE) -> Any:
+    """The transformers model of a config, on the meta device, in `dtype`, in eval mode.
+
+    Attention runs as `scaled_dot_product_attention` unless the config's `_attn_implementation` says
+    `eager` or the architecture cannot. Experts run as one grouped product over the expert axis.
+
+    Raises:
+        OpboundError: transformers does not know the architecture, or refuses the config.
+    """
+    torch, transformers = _libraries()
+    settings = {
+        k: v for k, v in config.content.items() if k not in (*_OWN_KEYS, "model_type", "auto_map")
+    }
+    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+    if config.model_type not in known:
+        raise OpboundError(
+            f"transformers {transformers.__version__} has no model_type {config.model_type!r} "
+            f"(config {config.name}); {_closest(config.model_type, known)}"
+        )
+    try:
+        hf_config = transformers.AutoConfig.for_model(config.model_type, **settings)
+        model_class = _model_class(transformers, config, hf_config)
+        with torch.device("meta"):
+            return _instantiate(
+                model_class, hf_config, getattr(torch, dtype), config.content
+            ).eval()
+    except (TypeError, ValueError, KeyError, AttributeError, ImportError, RuntimeError) as error:
+        raise OpboundError(
+            f"transformers cannot build {config.name}: {_one_line(error)}"
+        ) from error
+
+
+def _instantiate(model_class: Any, hf_config: Any, dtype: Any, content: Mapping[str, Any]) -> Any:
+    wanted = str(content.get("_attn_implementation", "sdpa"))
+    extra = {}
+    if "_experts_implementation" in content:
+        extra["experts_implementation"] = content["_experts_implementation"]
+    if wanted == "sdpa" and not _needs_mask(hf_config):
+        wanted = register_maskless_sdpa()
+    try:
+        return model_class._from_config(hf_config, dtype=dtype, attn_implementation=wanted, **extra)
+    except ValueError:
+        # The architecture has no fused attention, only its own decomposed one.
+        if wanted == "eager":
+            raise
+        return model_class._from_config(
+            hf_config, dtype=dtype, attn_implementation="eager", **extra
+        )
+
+
+def register_maskless_sdpa() -> str:
+    """Registers transformers' SDPA attention under a name for which it builds no mask, and returns it.
+
+    Run eagerly, transformers drops a plain causal mask and passes `is_causal` to SDPA. While it is traced
+    it cannot look at the mask and would hand a materialised one to every layer, which no user runs. For an
+    attention it has no mask function for, it leaves the mask to `is_causal` without looking.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    AttentionInterface.register(_MASKLESS_SDPA, sdpa_attention_forward)
+    return _MASKLESS_SDPA
+
+
+def _needs_mask(hf_config: Any) -> bool:
+    """Whether attention is limited to a window, so that `is_causal` alone would not describe it."""
+    text = hf_config.get_text_config() if hasattr(hf_config, "get_text_config") else hf_config
+    layers = getattr(text, "layer_types", None)
+    if layers is not None:
+        return any("full" not in kind for kind in layers)
+    return getattr(text, "sliding_window", None) is not None
+
+
+def _model_class(transformers: Any, config: ModelConfig, hf_config: Any) -> Any:
+    """The class the config's `architectures` names, else the family's causal or base model."""
+    names = config.content.get("architectures") or ()
+    for name in names:
+        found = getattr(transformers, str(name), None)
+        if found is not None:
+            return found
+    auto = transformers.models.auto.modeling_auto
+    for mapping in (auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_MAPPING):
+        if type(hf_config) in mapping:
+            found = mapping[type(hf_config)]
+            return found[0] if isinstance(found, tuple) else found
+    raise OpboundError(
+        f"config {config.name} names no architecture that transformers {transformers.__version__} has: "
+        f"set 'architectures' to one of its model classes"
+    )
+
+
+def _own_dtype(content: Mapping[str, Any]) -> object:
+    return content.get("dtype") or content.get("torch_dtype")
+
+
+def _canonical_dtype(wanted: str) -> str:
+    """The dtype to build the model in: `wanted` where torch can trace it, else bfloat16."""
+    from graph_ir.tensor_type import DType
+
+    label = str(DType.parse(wanted))
+    return label if label in _TRACEABLE_DTYPES else DEFAULT_DTYPE
+
+
+def _closest(name: str, known: Any) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else "see transformers' list of model types"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _libraries() -> tuple[Any, Any]:
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise OpboundError(
+            f"hf: models need torch and transformers ({error.name} is missing): pip install 'opbound[hf]'"
+        ) from error
+    return torch, transformers
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """transformers' advice on weights and generation is noise here: no weight exists."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)

@@ -1,0 +1,295 @@
+"""aten's products and norms in graph_ir's words: linear, matmul, convolutions, attention, grouped experts, losses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from graph_ir.equation import bind
+from graph_ir.errors import UnknownOperatorError
+from graph_ir.graph import Value
+from graph_ir.tensor_type import DType, TensorType
+from importers.torch_convert import Call, Constant, is_tensor
+from importers.torch_movement import as_shape, slice_value
+
+Rule = Callable[[Call], Any]
+
+
+def _with_bias(call: Call, product: Value, bias: Value) -> Value:
+    """Adds a bias; kernels do it while the product is still in registers (attribute `epilogue`)."""
+    return call.emit("add", [product, bias], [product.type], {"epilogue": True}, "add_bias")[0]
+
+
+def _linear(call: Call) -> Value:
+    product = call.one("linear", [call.value("input"), call.value("weight")])
+    return _with_bias(call, product, call.value("bias")) if is_tensor(call["bias"]) else product
+
+
+def _matmul(first: str, second: str) -> Rule:
+    def rule(call: Call) -> Value:
+        left, right = call.value(first), call.value(second)
+        # Vectors become matrices of one row or one column, for free.
+        if len(left.type.shape) == 1:
+            left = as_shape(call, left, (1, *left.type.shape), "row")
+        if len(right.type.shape) == 1:
+            right = as_shape(call, right, (*right.type.shape, 1), "column")
+        batch = max(left.type.shape[:-2], right.type.shape[:-2], key=len)
+        shape = call.type.shape
+        wide = (*shape[: len(batch)], left.type.shape[-2], right.type.shape[-1])
+        (product,) = call.emit("matmul", [left, right], [call.type.with_shape(wide)])
+        return as_shape(call, product, shape)
+
+    return rule
+
+
+def _outer(call: Call) -> Value:
+    left, right = call.value("self"), call.value("vec2")
+    column = as_shape(call, left, (*left.type.shape, 1))
+    return call.one("mul", [column, right])
+
+
+def _matmul_added(first: str, second: str) -> Rule:
+    """`addmm`, `baddbmm`: beta * self + alpha * product."""
+
+    def rule(call: Call) -> Value:
+        (product,) = call.emit("matmul", [call.value(first), call.value(second)])
+        if call["alpha"] not in (None, 1):
+            (product,) = call.emit(
+                "mul", [product], attrs={"scalar": call["alpha"]}, suffix="alpha"
+            )
+        if call["beta"] == 0:
+            return product
+        bias = call.value("self")
+        if call["beta"] not in (None, 1):
+            (bias,) = call.emit("mul", [bias], [bias.type], {"scalar": call["beta"]}, "beta")
+        return _with_bias(call, product, bias)
+
+    return rule
+
+
+def _einsum(call: Call) -> Value:
+    """An einsum is an equation already; an ellipsis becomes capital letters."""
+    text = str(call["equation"]).replace(" ", "")
+    operands = call.sequence("tensors")
+    left, _, right = text.partition("->")
+    terms = left.split(",")
+    if not right and "->" not in text:
+        letters = re.sub(r"[^A-Za-z]", "", left)
+        right = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    ranks = [
+        len(v.type.shape) - len(t.replace("...", "")) for v, t in zip(operands, terms, strict=True)
+    ]
+    batch = [
+        f"batch{i}"
+        for i in range(max([0, *(r for r, t in zip(ranks, terms, strict=True) if "..." in t)]))
+    ]
+
+    def names(term: str, rank: int) -> str:
+        found: list[str] = []
+        for part in re.findall(r"\.\.\.|[A-Za-z]", term):
+            found += batch[len(batch) - rank :] if part == "..." else [part]
+        return " ".join(found)
+
+    spelled = ", ".join(names(t, r) for t, r in zip(terms, ranks, strict=True))
+    shapes = [v.type.shape for v in operands]
+    equation = bind(f"{spelled} -> {names(right, len(batch))}", shapes, [call.type.shape])
+    return call.one("einsum", operands, equation=equation)
+
+
+def _grouped_matmul(data: str, weights: str) -> Rule:
+    """Rows sorted by expert times each expert's own matrix, the rows balanced over the experts.
+
+    x[s, k], w[e, k, n] -> [s, n]. With fewer rows than experts only as many experts as rows are read. If
+    the rows do not divide evenly, the first experts take one row more.
+    """
+
+    def rule(call: Call) -> Value:
+        x, w = call.value(data), call.value(weights)
+        rows, experts, width = x.type.shape[0], w.type.shape[0], w.type.shape[2]
+        if len(x.type.shape) != 2 or len(w.type.shape) != 3:
+            raise UnknownOperatorError(
+                f"{call.node.name}: grouped product of {x.type} and {w.type} has no rule: add that form to "
+                f"_grouped_matmul in importers/torch_contraction.py"
+            )
+        share, more = divmod(rows, experts)
+        groups = [(more, share + 1), (experts - more, share)]
+        pieces, row, expert = [], 0, 0
+        for count, each in groups:
+            if not count or not each:
+                continue
+            part = slice_value(call, x, 0, row, count * each, suffix="rows")
+            own = slice_value(call, w, 0, expert, count, suffix="experts")
+            out = x.type.with_shape((count * each, width))
+            pieces += call.emit("grouped_matmul", [part, own], [out])
+            row, expert = row + count * each, expert + count
+        return pieces[0] if len(pieces) == 1 else call.one("concat", pieces, axis=0)
+
+    return rule
+
+
+# --- convolution ---------------------------------------------------------------------------------------------
+
+
+def _tuple(given: Any, rank: int, default: int) -> tuple[int, ...]:
+    if given is None or (isinstance(given, list | tuple) and not given):
+        return (default,) * rank
+    if isinstance(given, int):
+        return (given,) * rank
+    values = tuple(int(v) for v in given)
+    return values * rank if len(values) == 1 else values
+
+
+def _convolution(transposed: bool) -> Rule:
+    def rule(call: Call) -> Value:
+        x, weight = call.value("input"), call.value("weight")
+        rank = len(weight.type.shape) - 2
+        batched = len(x.type.shape) == rank + 2
+        if not batched:
+            x = as_shape(call, x, (1, *x.type.shape), "batch")
+        dilation = _tuple(call["dilation"], rank, 1)
+        attrs = {
+            "stride": _tuple(call["stride"], rank, 1),
+            "padding": _padding(call["padding"], weight.type.shape[2:], dilation),
+            "dilation": dilation,
+            "groups": int(call["groups"] or 1),
+        }
+        out = call.type if batched else call.type.with_shape((1, *call.type.shape))
+        record = "conv_transpose" if transposed or call["transposed"] else "conv"
+        (product,) = call.emit(record, [x, weight], [out], attrs)
+        if is_tensor(call["bias"]):
+            bias = call.value("bias")
+            column = as_shape(call, bias, (*bias.type.shape, *[1] * rank), "bias_column")
+            product = _with_bias(call, product, column)
+        return as_shape(call, product, call.type.shape)
+
+    return rule
+
+
+def _padding(given: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+    """Zeros before the first element; `same` puts the odd one behind."""
+    if given == "same":
+        return tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
+    return (0,) * len(kernel) if given == "valid" else _tuple(given, len(kernel), 0)
+
+
+# --- attention -------------------------------------------------------------------------------------------------
+
+
+def _attention(call: Call) -> Value:
+    """Fused attention; in training its result for the backward pass is the row's log-sum of exponentials."""
+    operands = [_four_dims(call, n) for n in ("query", "key", "value")]
+    query, _, value = (v.type for v in operands)
+    if is_tensor(call["attn_mask"]):
+        mask = call.value("attn_mask")
+        operands.append(mask)
+    attrs: dict[str, Any] = {"causal": bool(call["is_causal"])}
+    if call["scale"] is not None:
+        attrs["scale"] = float(call["scale"])
+    if call["dropout_p"]:
+        attrs["dropout"] = float(call["dropout_p"])
+    types = [query.with_shape((*query.shape[:3], value.shape[3]))]
+    if call.training:
+        types.append(TensorType(query.shape[:3], DType.FLOAT32))
+    result = call.emit("attention", operands, types, attrs)[0]
+    _follow_query_layout(call)
+    return as_shape(call, result, call.type.shape)
+
+
+def _four_dims(call: Call, name: str) -> Value:
+    value = call.value(name)
+    shape = value.type.shape
+    if len(shape) == 3:
+        return as_shape(call, value, (1, *shape), name)
+    if len(shape) > 4:
+        merged = 1
+        for n in shape[:-3]:
+            merged *= n
+        return as_shape(call, value, (merged, *shape[-3:]), name)
+    return value
+
+
+def _follow_query_layout(call: Call) -> None:
+    """Fused kernels write their result in the query's memory order (b s h d for a transposed view), while
+    tracing on meta assumes a contiguous one; so the following transpose and reshape are free."""
+    import torch
+
+    layout = call.layout("query")
+    val = call.node.meta["val"]
+    order = sorted(range(val.ndim), key=lambda i: -layout.stride()[i])
+    plain = torch.empty([val.shape[i] for i in order], dtype=val.dtype, device="meta")
+    call.converter.set_layout(call.node, plain.permute([order.index(i) for i in range(val.ndim)]))
+
+
+# --- loss ------------------------------------------------------------------------------------------------------
+
+
+def _cross_entropy(call: Call) -> Value:
+    """Log-softmax, then the mean of the targets' entries, as torch's own kernels do it."""
+    logits, target = call.value("self"), call.value("target")
+    if target.type.dtype.is_float or len(logits.type.shape) > 2:
+        raise UnknownOperatorError(
+            f"{call.node.name}: cross entropy of {logits.type} and {target.type} has no rule: add that form to "
+            f"_cross_entropy in importers/torch_contraction.py"
+        )
+    logs = call.emit("log_softmax", [logits], [logits.type], {"axis": len(logits.type.shape) - 1})[
+        0
+    ]
+    return _pick(call, logs, target)
+
+
+def _nll(call: Call) -> Value:
+    return _pick(call, call.value("self"), call.value("target"))
+
+
+def _pick(call: Call, logs: Value, target: Value) -> Value:
+    if not logs.type.shape[:-1]:
+        logs = as_shape(call, logs, (1, *logs.type.shape), "row")
+        target = as_shape(call, target, (1,), "target")
+    return call.emit("nll_loss", [logs, target], [call.type])[0]
+
+
+def _mean_squared_error(call: Call) -> Value:
+    left, right = call.value("self"), call.value("target")
+    (difference,) = call.emit("sub", [left, right], [left.type], suffix="difference")
+    (squares,) = call.emit("pow", [difference], [left.type], {"scalar": 2}, "square")
+    if call["reduction"] == 0:
+        return squares
+    record = "reduce_mean" if call["reduction"] in (None, 1) else "reduce_sum"
+    return call.one(record, [squares], axes=tuple(range(len(left.type.shape))))
+
+
+def constant_of(call: Call, shape: tuple[int, ...], number: float, dtype: DType) -> Value:
+    """A tensor filled with one number."""
+    import torch
+
+    return call.converter.materialize(
+        Constant(TensorType(shape, dtype), torch.full(shape, number)), call.node
+    )
+
+
+RULES: Mapping[str, Rule] = {
+    "aten.linear": _linear,
+    "aten.matmul": _matmul("self", "other"),
+    "aten.__matmul__": _matmul("self", "other"),
+    "aten.mm": _matmul("self", "mat2"),
+    "aten.bmm": _matmul("self", "mat2"),
+    "aten.mv": _matmul("self", "vec"),
+    "aten.dot": _matmul("self", "tensor"),
+    "aten.vdot": _matmul("self", "other"),
+    "aten.outer": _outer,
+    "aten.addmm": _matmul_added("mat1", "mat2"),
+    "aten.baddbmm": _matmul_added("batch1", "batch2"),
+    "aten.einsum": _einsum,
+    "aten._grouped_mm": _grouped_matmul("self", "mat2"),
+    "transformers.grouped_mm_fallback": _grouped_matmul("input", "weight"),
+    **{f"aten.conv{n}d": _convolution(transposed=False) for n in (1, 2, 3)},
+    **{f"aten.conv_transpose{n}d": _convolution(transposed=True) for n in (1, 2, 3)},
+    "aten.convolution": _convolution(transposed=False),
+    "aten.scaled_dot_product_attention": _attention,
+    "aten.cross_entropy_loss": _cross_entropy,
+    "aten.nll_loss": _nll,
+    "aten.nll_loss_nd": _nll,
+    "aten.mse_loss": _mean_squared_error,
+}
+"""Rules by aten name."""

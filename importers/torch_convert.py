@@ -1,0 +1,430 @@
+"""Walks an exported program's graph and builds the operator graph.
+
+This file knows fx: values, constants, views, in-place writes, sub-graphs, names. What a single aten
+operator means is said in the tables of `torch_canonical`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from graph_ir.errors import DimensionError, OpboundError, UnknownOperatorError
+from graph_ir.graph import GraphBuilder, Value
+from graph_ir.op_def import op_def
+from graph_ir.tensor_type import DType, TensorType
+from importers.torch_names import NodeNames
+
+_FOLDED_ELEMENTS = 1 << 20
+"""Largest constant whose content is computed; of a larger one only the type is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputHint:
+    """What the dims of a tensor argument mean, and its role in memory."""
+
+    dims: tuple[str | None, ...]
+    role: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constant:
+    """A tensor that depends on no input of the model; it becomes a graph value when something reads it."""
+
+    type: TensorType
+    content: Any = field(default=None, repr=False)
+    """The tensor, on the CPU, if it is small."""
+
+
+@dataclass(slots=True)
+class Settings:
+    """What the conversion is to produce."""
+
+    training: bool = False
+    allow_unknown: bool = False
+    dtypes: Mapping[DType, DType] = field(default_factory=dict)
+    """Float dtypes of the trace that stand for others in the graph."""
+
+
+class Call:
+    """One aten call: its arguments by their schema's names, fx nodes replaced by what they stand for."""
+
+    def __init__(self, converter: Converter, node: Any, args: Mapping[str, Any]) -> None:
+        self.converter = converter
+        self.node = node
+        self.args = args
+        self.types = converter.types_of(node)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.args.get(name)
+
+    @property
+    def type(self) -> TensorType:
+        """Type of the first result."""
+        return self.types[0]
+
+    @property
+    def training(self) -> bool:
+        """Whether the graph is imported for training."""
+        return self.converter.settings.training
+
+    def value(self, name: str) -> Value:
+        """A tensor argument."""
+        return self.converter.materialize(self.args[name], self.node)
+
+    def values(self, names: Iterable[str]) -> list[Value]:
+        """Those of the named arguments that are tensors."""
+        found = (self.args.get(name) for name in names)
+        return [self.converter.materialize(v, self.node) for v in found if is_tensor(v)]
+
+    def sequence(self, name: str) -> list[Value]:
+        """A list of tensors."""
+        return [self.converter.materialize(v, self.node) for v in self.args[name]]
+
+    def axis(self, name: str, rank: int | None = None, default: int = -1) -> int:
+        """A dim argument, made non-negative."""
+        given = self.args.get(name)
+        size = rank if rank is not None else len(self.value("self").type.shape)
+        return int(default if given is None else given) % max(size, 1)
+
+    def layout(self, name: str = "self") -> Any:
+        """The meta tensor behind a tensor argument: its strides tell views from copies."""
+        return self.converter.layout(self.argument_node(name))
+
+    def argument_node(self, name: str) -> Any:
+        """The fx node that was passed as an argument."""
+        return self.converter.argument_nodes(self.node)[name]
+
+    def emit(
+        self,
+        op: str,
+        inputs: Sequence[Value],
+        types: Sequence[TensorType] | None = None,
+        attrs: Mapping[str, Any] | None = None,
+        suffix: str = "",
+    ) -> tuple[Value, ...]:
+        """Adds a node; `suffix` tells several nodes of one call apart."""
+        names = self.converter.names
+        return self.converter.builder.emit(
+            op,
+            inputs,
+            self.types if types is None else types,
+            attrs,
+            name=names.node_name(self.node, op_def(op), op, suffix),
+            module=names.module(self.node),
+        )
+
+    def one(self, op: str, inputs: Sequence[Value], **attrs: Any) -> Value:
+        """Adds a node with this call's result type and returns its only result."""
+        return self.emit(op, inputs, [self.type], attrs)[0]
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether an argument stands for a tensor."""
+    return isinstance(value, Value | Constant)
+
+
+class Converter:
+    """Translates one fx graph, and the graphs nested in it."""
+
+    def __init__(
+        self, builder: GraphBuilder, names: NodeNames, settings: Settings, rules: Mapping[str, Any]
+    ) -> None:
+        self.builder = builder
+        self.names = names
+        self.settings = settings
+        self.rules = rules
+        self.env: dict[Any, Any] = {}
+        self.unknown: list[str] = []
+        self._materialized: dict[Constant, Value] = {}
+        self._layouts: dict[Any, Any] = {}
+        self._written: dict[Any, Any] = {}
+
+    def run(self, module: Any, arguments: Sequence[Any]) -> Any:
+        """Translates a GraphModule.
+
+        Args:
+            module: the torch.fx.GraphModule.
+            arguments: what each placeholder stands for, in order.
+
+        Returns:
+            What the module returns, in its own nesting.
+        """
+        nodes = list(module.graph.nodes)
+        live = live_nodes(nodes)
+        placeholders = iter(arguments)
+        for node in nodes:
+            if node.op == "placeholder":
+                self.env[node] = next(placeholders)
+            elif node.op == "get_attr":
+                self.env[node] = _attribute(module, node.target)
+            elif node.op == "output":
+                return self.resolve(node.args[0])
+            elif node in live:
+                self.env[node] = self._call(module, node)
+        raise OpboundError("the exported program has no output")
+
+    def _call(self, module: Any, node: Any) -> Any:
+        target = node.target
+        if not hasattr(target, "_schema"):
+            return self._special(module, node)
+        args = self._arguments(node)
+        tensors = [v for v in flat(args.values()) if is_tensor(v)]
+        if all(isinstance(v, Constant) for v in tensors) and not _is_random(target):
+            return self._fold(node)
+        name = str(target).rsplit(".", 1)[0]
+        rule = self.rules.get(str(target)) or self.rules.get(name)
+        call = Call(self, node, args)
+        if rule is None and name.endswith("_") and not name.endswith("__"):
+            rule = self.rules.get(name[:-1])
+        if rule is None:
+            return self._unknown(call)
+        result = rule(call)
+        self._follow_layout(node)
+        if target._schema.is_mutable and not str(target).endswith(".out"):
+            self._write(self.argument_nodes(node)["self"], result, call)
+        return result
+
+    def _special(self, module: Any, node: Any) -> Any:
+        """Tuple access, symbolic sizes, and operators that call a nested graph."""
+        name = getattr(node.target, "__name__", str(node.target))
+        args = [self.resolve(a) for a in node.args]
+        if name == "getitem":
+            return args[0][args[1]] if isinstance(args[0], list | tuple) else None
+        if name in (
+            "wrap_with_set_grad_enabled",
+            "wrap_with_autocast",
+            "tag_activation_checkpoint",
+            "wrap",
+        ):
+            graphs = [i for i, a in enumerate(args) if hasattr(a, "graph")]
+            if graphs:
+                return self.run(args[graphs[0]], args[graphs[0] + 1 :])
+        if getattr(node.target, "__module__", "") == "_operator" and all(
+            isinstance(a, int | float) for a in args
+        ):
+            return node.target(*args)
+        raise UnknownOperatorError(
+            f"control flow {name!r} (node {node.name} in {self.names.module(node) or 'the model'}) has no rule: "
+            f"add it to Converter._special in importers/torch_convert.py"
+        )
+
+    def _unknown(self, call: Call) -> Any:
+        node = call.node
+        place = self.names.module(node) or "the model's top level"
+        if not self.settings.allow_unknown:
+            raise UnknownOperatorError(
+                f"operator {node.target} (node {node.name} in {place}) has no rule: add one to "
+                f"importers/torch_canonical.py, or pass --allow-unknown to count only its bytes"
+            )
+        self.unknown.append(str(node.target))
+        inputs = [self.materialize(v, node) for v in flat(call.args.values()) if is_tensor(v)]
+        results = call.emit("unknown", inputs, attrs={"frontend_type": str(node.target)})
+        return results if isinstance(node.meta.get("val"), tuple | list) else results[0]
+
+    def _fold(self, node: Any) -> Any:
+        """A call that reads no input of the model: its result is a constant, computed if it is small."""
+        types = self.types_of(node)
+        contents: Any = None
+        if all(t.elements <= _FOLDED_ELEMENTS for t in types):
+            contents = _evaluate_on_cpu(node, self.resolve)
+        many = isinstance(node.meta["val"], tuple | list)
+        parts = contents if many and contents is not None else [contents] * len(types)
+        results = [Constant(t, c) for t, c in zip(types, parts, strict=False)]
+        if node.target._schema.is_mutable and not many:
+            self.env[self.argument_nodes(node).get("self")] = results[0]
+        return results if many else (results[0] if results else None)
+
+    def _write(self, target: Any, result: Any, call: Call) -> None:
+        """After an in-place operator: what was written is now behind `target`, and behind what it views."""
+        self.env[target] = result
+        source = (
+            target.all_input_nodes[0]
+            if target.op == "call_function" and target.all_input_nodes
+            else None
+        )
+        rule = getattr(target.target, "_schema", None) if source is not None else None
+        if source is None or rule is None or str(target.target) not in _WRITABLE_VIEWS:
+            return
+        base = self.env[source]
+        if not is_tensor(base):
+            return
+        if target.meta["val"].shape == source.meta["val"].shape:
+            self._write(source, result, call)
+            return
+        region = self._arguments(target)
+        base_value = self.materialize(base, call.node)
+        written = self.materialize(result, call.node)
+        axis = int(region.get("dim") or 0) % len(base_value.type.shape)
+        attrs = {"axis": axis, "start": int(region.get("start") or region.get("index") or 0)}
+        if str(target.target) == "aten.select.int":
+            shape = list(base_value.type.shape)
+            shape[axis] = 1
+            (written,) = call.emit(
+                "reshape", [written], [written.type.with_shape(tuple(shape))], {"view": True}, "row"
+            )
+        (updated,) = call.emit(
+            "slice_update", [base_value, written], [base_value.type], attrs, "write"
+        )
+        self._write(source, updated, call)
+
+    def resolve(self, argument: Any) -> Any:
+        """An fx argument with its nodes replaced by what they stand for."""
+        if isinstance(argument, list | tuple):
+            return [self.resolve(a) for a in argument]
+        if isinstance(argument, dict):
+            return {k: self.resolve(v) for k, v in argument.items()}
+        if hasattr(argument, "all_input_nodes"):
+            return self.env[argument]
+        return argument
+
+    def argument_nodes(self, node: Any) -> dict[str, Any]:
+        """The call's arguments by schema name, as fx holds them."""
+        schema = node.target._schema.arguments
+        named = {a.name: a.default_value for a in schema if a.has_default_value()}
+        named |= {a.name: value for a, value in zip(schema, node.args, strict=False)}
+        named |= node.kwargs
+        if "input" in named and "self" not in named:
+            named["self"] = named["input"]
+        return named
+
+    def _arguments(self, node: Any) -> dict[str, Any]:
+        return {name: self.resolve(value) for name, value in self.argument_nodes(node).items()}
+
+    def materialize(self, value: Any, node: Any) -> Value:
+        """The graph value of a tensor argument; a constant becomes a graph input on first use."""
+        if isinstance(value, Value):
+            return value
+        if not isinstance(value, Constant):
+            raise UnknownOperatorError(
+                f"operator {node.target} (node {node.name}) takes a {type(value).__name__} where a tensor is "
+                f"expected: add that form to its rule in importers/torch_canonical.py"
+            )
+        if value not in self._materialized:
+            data = None if value.content is None else _numpy(value.content)
+            self._materialized[value] = self.builder.add_input(
+                f"constant_{len(self._materialized)}", value.type, "constant", data=data
+            )
+        return self._materialized[value]
+
+    def types_of(self, node: Any) -> list[TensorType]:
+        """Types of a call's results."""
+        meta = node.meta.get("val")
+        tensors = meta if isinstance(meta, tuple | list) else [meta]
+        return [self.type_of(t, node) for t in tensors if hasattr(t, "dtype")]
+
+    def type_of(self, tensor: Any, node: Any) -> TensorType:
+        """The type of a (meta) tensor, its dtype replaced as the settings say."""
+        shape = tuple(tensor.shape)
+        if not all(type(n) is int for n in shape):
+            unbound = [str(n) for n in shape if type(n) is not int]
+            raise DimensionError(
+                f"dim {unbound[0]} of {node.name} is not bound to a number: give it with --dim or --batch"
+            )
+        dtype = DType.parse(str(tensor.dtype))
+        return TensorType(shape, self.settings.dtypes.get(dtype, dtype))
+
+    def layout(self, node: Any) -> Any:
+        """A meta tensor with the strides that the node's result has when it runs on a device."""
+        return self._layouts.get(node, node.meta["val"])
+
+    def _follow_layout(self, node: Any) -> None:
+        """A view of a tensor whose strides were overridden has strides of its own."""
+        source = self._layouts.get(node.args[0]) if node.args else None
+        if source is None or node in self._layouts:
+            return
+        if str(node.target).split(".")[1] in _LAYOUT_VIEWS:
+            rest = [self.resolve(a) for a in node.args[1:]]
+            self._layouts[node] = node.target(source, *rest, **node.kwargs)
+
+    def set_layout(self, node: Any, tensor: Any) -> None:
+        """Overrides the strides that tracing assumed."""
+        self._layouts[node] = tensor
+
+
+_LAYOUT_VIEWS = frozenset(
+    {
+        "view",
+        "reshape",
+        "transpose",
+        "permute",
+        "contiguous",
+        "unsqueeze",
+        "squeeze",
+        "flatten",
+        "slice",
+    }
+)
+# In-place writes through these reach what they view.
+_WRITABLE_VIEWS = frozenset({"aten.slice.Tensor", "aten.select.int", "aten.alias.default"})
+
+
+def live_nodes(nodes: Sequence[Any]) -> set[Any]:
+    """Nodes that the outputs or an in-place write need."""
+    live: set[Any] = set()
+    for node in reversed(nodes):
+        schema = getattr(node.target, "_schema", None)
+        if str(node.target).startswith("aten._assert") or "sym_constrain" in str(node.target):
+            continue
+        if node.op == "output" or (schema is not None and schema.is_mutable) or node in live:
+            live.add(node)
+            live.update(node.all_input_nodes)
+    return live
+
+
+def flat(values: Iterable[Any]) -> list[Any]:
+    """All leaves of nested lists."""
+    found: list[Any] = []
+    for value in values:
+        found.extend(flat(value) if isinstance(value, list | tuple) else [value])
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _is_random(target: Any) -> bool:
+    import torch
+
+    return torch.Tag.nondeterministic_seeded in target.tags
+
+
+def _evaluate_on_cpu(node: Any, resolve: Any) -> Any:
+    """Runs a call on the contents of its constant arguments; None if one of them is not known."""
+
+    def content(argument: Any) -> Any:
+        if isinstance(argument, list | tuple):
+            return [content(a) for a in argument]
+        value = resolve(argument)
+        if isinstance(value, Constant):
+            if value.content is None:
+                raise LookupError
+            return value.content
+        return value
+
+    try:
+        args = [content(a) for a in node.args]
+        kwargs = {
+            k: content(v) for k, v in node.kwargs.items() if k not in ("device", "pin_memory")
+        }
+        if "device" in node.kwargs or str(node.target).startswith(("aten.zeros", "aten.ones")):
+            kwargs["device"] = "cpu"
+        return node.target(*args, **kwargs)
+    except (LookupError, RuntimeError, NotImplementedError, TypeError):
+        return None
+
+
+def _numpy(tensor: Any) -> Any:
+    import torch
+
+    found = tensor.detach()
+    if found.dtype == torch.bfloat16:
+        found = found.float()
+    return found.numpy()
+
+
+def _attribute(module: Any, path: str) -> Any:
+    found = module
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found

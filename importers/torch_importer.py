@@ -1,0 +1,260 @@
+"""PyTorch models: live modules, `package.module:factory`, and `.pt2` exported programs."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from graph_ir.errors import DimensionError, ModelFileError, OpboundError
+from importers.imported_model import ImportedModel, ImportOptions
+from importers.torch_convert import InputHint
+
+
+def import_torch(
+    model: object, options: ImportOptions, *, example_inputs: object = None
+) -> ImportedModel:
+    """Imports a PyTorch model.
+
+    Args:
+        model: a torch.nn.Module, a torch.export.ExportedProgram, the path of a `.pt2` file, or the text
+            `package.module:factory`, whose factory is called without arguments and returns a module or a
+            pair (module, example inputs).
+        options: sizes, dtype and mode.
+        example_inputs: a tuple of arguments or a mapping of keyword arguments for a module; only their
+            shapes and dtypes count. A module may also carry them as its attribute `example_inputs`.
+
+    Raises:
+        OpboundError: the model cannot be found, traced or expressed.
+    """
+    torch = _torch()
+    importer = f"torch.export {torch.__version__}"
+    if isinstance(model, Path):
+        program, digest = _load_program(torch, model)
+        return _import_program(torch, program, options, model.stem, str(model), digest, importer)
+    source, name = "", ""
+    if isinstance(model, str):
+        source, name = model, model.rpartition(":")[2]
+        model, given = _call_factory(model)
+        example_inputs = given if example_inputs is None else example_inputs
+    if isinstance(model, torch.export.ExportedProgram):
+        digest = _hash(str(model.graph_module.code))
+        return _import_program(
+            torch, model, options, name or "program", source or "live", digest, importer
+        )
+    if not isinstance(model, torch.nn.Module):
+        raise OpboundError(
+            f"cannot import a {type(model).__name__}: give a torch.nn.Module, an ExportedProgram, or the path of "
+            f"an .onnx or .pt2 file"
+        )
+    name = name or type(model).__name__
+    if example_inputs is None:
+        example_inputs = getattr(model, "example_inputs", None)
+    return _import_module(
+        torch, model, example_inputs, options, name, source or f"live {name}", importer
+    )
+
+
+def _import_module(
+    torch: Any,
+    module: Any,
+    example: Any,
+    options: ImportOptions,
+    name: str,
+    source: str,
+    importer: str,
+) -> ImportedModel:
+    """Traces a live module on the meta device with resized example inputs."""
+    from importers.torch_export import export_module, import_program
+
+    if example is None:
+        raise OpboundError(
+            f"{name} needs example inputs to be traced: give example_inputs=(tensor, ...), set the module's "
+            f"attribute example_inputs, or let the factory return (module, inputs)"
+        )
+    if options.mode in ("prefill", "decode"):
+        raise OpboundError(
+            f"generation needs a model whose KV cache opbound knows: use hf:NAME; {name} is a plain module"
+        )
+    if options.dims:
+        raise DimensionError(
+            f"{name} has no named dims ({', '.join(options.dims)}): resize its example inputs"
+        )
+    args, kwargs = _arguments(torch, example)
+    hints = _resize_hints(torch, args, kwargs, options, name)
+    args, kwargs = _to_meta(torch, (args, kwargs), hints)
+    was_training = module.training
+    module.train(options.mode == "training")
+    try:
+        program = export_module(_on_meta(torch, module), args, kwargs, name=name)
+    finally:
+        module.train(was_training)
+    return import_program(
+        program,
+        options,
+        name=name,
+        source=source,
+        sha256=_hash(str(module)),
+        importer=importer,
+        inputs=_named_hints(torch, program, hints),
+    )
+
+
+def _on_meta(torch: Any, module: Any) -> Any:
+    """A copy of the module without data: parameters and buffers on the meta device, ties kept."""
+    import copy
+
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        empty = torch.empty_like(tensor, device="meta")
+        if isinstance(tensor, torch.nn.Parameter):
+            empty = torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
+        memo[id(tensor)] = empty
+    return copy.deepcopy(module, memo)
+
+
+def _arguments(torch: Any, example: Any) -> tuple[list[Any], dict[str, Any]]:
+    if isinstance(example, torch.Tensor):
+        return [example], {}
+    if isinstance(example, Mapping):
+        return [], dict(example)
+    if isinstance(example, Sequence) and not isinstance(example, str):
+        return list(example), {}
+    raise OpboundError(
+        f"example inputs must be a tensor, a tuple of arguments or a mapping of keyword arguments, not a "
+        f"{type(example).__name__}"
+    )
+
+
+def _resize_hints(
+    torch: Any, args: list[Any], kwargs: dict[str, Any], options: ImportOptions, name: str
+) -> dict[tuple[int, ...], tuple[tuple[int, ...], tuple[str | None, ...]]]:
+    """New shape and dim names for each shape among the inputs.
+
+    The batch is the first dim, if all tensors share it; the sequence the second dim of integer tensors of
+    rank 2 (token numbers).
+    """
+    tensors = [
+        t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)
+    ]
+    leading = {t.shape[0] for t in tensors if t.ndim}
+    tokens = {t.shape[1] for t in tensors if t.ndim == 2 and not t.is_floating_point()}
+    if options.batch is not None and len(leading) != 1:
+        raise DimensionError(
+            f"the example inputs of {name} share no first dim: resize them to the batch yourself"
+        )
+    if options.sequence is not None and len(tokens) != 1:
+        raise DimensionError(
+            f"the example inputs of {name} have no sequence dim: resize them yourself"
+        )
+    found = {}
+    for tensor in tensors:
+        shape, dims = list(tensor.shape), [None] * tensor.ndim
+        if tensor.ndim and len(leading) == 1:
+            shape[0] = options.batch or shape[0]
+            dims[0] = "batch"  # type: ignore[call-overload]
+        if tensor.ndim == 2 and not tensor.is_floating_point() and len(tokens) == 1:
+            shape[1] = options.sequence or shape[1]
+            dims[1] = "sequence"  # type: ignore[call-overload]
+        found[tuple(tensor.shape)] = (tuple(shape), tuple(dims))
+    return found
+
+
+def _to_meta(torch: Any, tree: Any, hints: Mapping[Any, Any]) -> Any:
+    def meta(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        return torch.empty(hints[tuple(leaf.shape)][0], dtype=leaf.dtype, device="meta")
+
+    return torch.utils._pytree.tree_map(meta, tree)
+
+
+def _named_hints(torch: Any, program: Any, hints: Mapping[Any, Any]) -> dict[str, InputHint]:
+    dims = dict(hints.values())
+    named = {}
+    for node in program.graph.nodes:
+        shape = getattr(node.meta.get("val"), "shape", None)
+        if node.op == "placeholder" and shape is not None and tuple(shape) in dims:
+            named[node.name] = InputHint(dims[tuple(shape)])
+    return named
+
+
+def _import_program(
+    torch: Any,
+    program: Any,
+    options: ImportOptions,
+    name: str,
+    source: str,
+    digest: str,
+    importer: str,
+) -> ImportedModel:
+    from importers.torch_dynamic import with_bound_dims
+    from importers.torch_export import import_program
+
+    program, hints, notes = with_bound_dims(torch, program, options, name)
+    return import_program(
+        program,
+        options,
+        name=name,
+        source=source,
+        sha256=digest,
+        importer=importer,
+        inputs=hints,
+        notes=notes,
+    )
+
+
+def _load_program(torch: Any, path: Path) -> tuple[Any, str]:
+    """Reads a `.pt2` archive. torch.export.load rebuilds the graph from data and runs nothing of the file."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        return torch.export.load(str(path)), hashlib.sha256(raw).hexdigest()
+    except Exception as error:  # torch raises anything from KeyError to its own C++ errors here
+        raise ModelFileError(
+            f"{path} is not an exported program that torch {torch.__version__} can load: {type(error).__name__}"
+        ) from error
+
+
+def _call_factory(text: str) -> tuple[Any, Any]:
+    """Imports and calls `package.module:factory`: this runs the user's code."""
+    module_name, _, attribute = text.partition(":")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except ImportError as error:
+        raise OpboundError(f"cannot import {module_name!r} for model {text!r}: {error}") from error
+    except AttributeError as error:
+        raise OpboundError(
+            f"module {module_name!r} has no {attribute!r} (model {text!r})"
+        ) from error
+    is_module = hasattr(found, "parameters") and not isinstance(found, type)
+    try:
+        made = found if is_module or not callable(found) else found()
+    except Exception as error:  # the user's own code may raise anything
+        raise OpboundError(f"factory {text!r} failed: {type(error).__name__}: {error}") from error
+    if isinstance(made, tuple) and len(made) == 2:
+        return made
+    return made, None
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _torch() -> Any:
+    try:
+        import torch
+        import torch.export
+    except ImportError as error:
+        raise OpboundError("PyTorch models need torch: pip install 'opbound[torch]'") from error
+    return torch
