@@ -22,6 +22,21 @@ if TYPE_CHECKING:
 
 _NAME_AT_LEAST = 24
 
+# What a narrow terminal goes without, in this order; every other form has all of it.
+_DISPENSABLE = (
+    "dtype",
+    "engine",
+    "shapes",
+    "written",
+    "read",
+    "FLOP/B",
+    "phase",
+    "sent",
+    "count",
+    "use",
+    "FLOPs",
+)
+
 _BOUND_STYLES = {"compute": "green", "memory": "yellow", "network": "magenta", "latency": "cyan"}
 
 
@@ -51,7 +66,11 @@ def render_rich(report: Report, *, top: int | None = None, width: int | None = N
 def _lines(report: Report, top: int | None, width: int | None) -> list[str]:
     rows = busiest_first(report.operators, top)
     lines = [f"{key:<12}{value}" for key, value in header_lines(report)]
-    lines += ["", "Operators, the slowest first", _table(operator_cells(rows), width)]
+    cells = operator_cells(rows)
+    fitting = _fit(cells, width) if width else cells
+    lines += ["", "Operators, the slowest first", _table(fitting)]
+    missing = [header for header in cells.headers if header not in fitting.headers]
+    lines += [f"Too narrow for the columns {', '.join(missing)}."] if missing else []
     lines += left_out_line(report, rows)
     lines += ["", "Time", _table(totals_cells(report))]
     lines += [f"{key:<12}{value}" for key, value in total_lines(report)]
@@ -60,23 +79,28 @@ def _lines(report: Report, top: int | None, width: int | None) -> list[str]:
     return lines
 
 
-def _table(cells: Cells, width: int | None = None) -> str:
+def _table(cells: Cells) -> str:
     from tabulate import tabulate
 
-    def text(rows: list[list[str]]) -> str:
-        return tabulate(
-            rows,
-            headers=cells.headers,
-            tablefmt="simple",
-            colalign=["right" if right else "left" for right in cells.right] if rows else None,
-            disable_numparse=True,
-        )
+    return tabulate(
+        cells.rows,
+        headers=cells.headers,
+        tablefmt="simple",
+        colalign=["right" if right else "left" for right in cells.right] if cells.rows else None,
+        disable_numparse=True,
+    )
 
-    table = text(cells.rows)
-    excess = max(map(len, table.split("\n"))) - width if width else 0
-    if excess <= 0 or not cells.rows:
-        return table
-    # The columns of figures keep their width; the first column, a path, gives way.
-    longest = max(len(row[0]) for row in cells.rows)
-    limit = max(_NAME_AT_LEAST, longest - excess)
-    return text([[shorten(row[0], limit), *row[1:]] for row in cells.rows])
+
+def _fit(cells: Cells, width: int) -> Cells:
+    """Makes a table fit: shortens names, then leaves out columns, the dispensable ones first."""
+    columns = list(zip(cells.headers, cells.right, *cells.rows, strict=True))
+    for header in ("", *_DISPENSABLE):
+        columns = [column for column in columns if column[0] != header]
+        # Two blanks between columns, and tabulate gives a header two more than its letters; the
+        # second entry of a column is its side, not a text.
+        others = sum(2 + max(len(c[0]) + 2, *map(len, c[2:])) for c in columns[1:])
+        if others + _NAME_AT_LEAST <= width:
+            break
+    limit = max(_NAME_AT_LEAST, width - others)
+    headers, right, *rows = (list(line) for line in zip(*columns, strict=True))
+    return Cells(headers, right, [[shorten(row[0], limit), *row[1:]] for row in rows])

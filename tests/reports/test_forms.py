@@ -40,6 +40,17 @@ def test_a_narrow_terminal_shortens_names_only(report):
     assert "model.layers.*.mlp.all_reduce" in wide
     assert "model.layers.*.mlp.all_reduce" not in narrow
     assert "network:nvlink" in narrow
+    assert "Too narrow" not in wide
+
+
+@pytest.mark.parametrize("width", [80, 100, 130, 160])
+def test_the_operators_fit_the_terminal(report, width):
+    lines = render_text(report, width=width).split("\n")
+    start = lines.index("Operators, the slowest first") + 1
+    table = [line for line in lines[start : lines.index("", start)] if "Too narrow" not in line]
+    assert max(map(len, table)) <= width
+    assert "bound" in table[0]
+    assert "time" in table[0]
 
 
 def test_colour_changes_no_character(report):
