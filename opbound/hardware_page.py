@@ -62,13 +62,13 @@ def show_device(name_or_path: str) -> str:
     data = yaml.safe_load(Path(hardware.path).read_text(encoding="utf-8"))
     figures = list(_figures(data, ""))
     keys = max((len(path) for path, _ in figures), default=0)
-    values = max((len(value) for _, value in figures), default=0)
+    numbers: dict[str, int] = {}
     lines = [f"{hardware.name}: {plain_text(hardware.title)}", plain_text(hardware.path), ""]
     for path, value in figures:
-        source = plain_text(hardware.sources.get(path, ""), limit=400)
-        lines.append(
-            f"{plain_text(path):<{keys}}  {plain_text(value):<{values}}  {source}".rstrip()
-        )
+        number = numbers.setdefault(hardware.sources.get(path, "not stated"), len(numbers) + 1)
+        lines.append(f"{plain_text(path):<{keys}}  {plain_text(value)} [{number}]")
+    lines += ["", "Sources"]
+    lines += [f"[{number}] {plain_text(source, 1000)}" for source, number in numbers.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -34,13 +34,20 @@ def light() -> Path:
     return Path(onnx.__file__).parent / "backend/test/data/light"
 
 
-def save_model(path: Path, nodes: list, shape: tuple, domains: tuple[str, ...] = ()) -> Path:
-    """Writes a model of one input `x` and one output `y`."""
+def save_model(
+    path: Path,
+    nodes: list,
+    shape: tuple,
+    domains: tuple[str, ...] = (),
+    stated: tuple[str, ...] = (),
+) -> Path:
+    """Writes a model of one input `x` and one output `y`; `stated` tensors have its shape."""
     graph = helper.make_graph(
         nodes,
         "graph",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        value_info=[helper.make_tensor_value_info(t, TensorProto.FLOAT, shape) for t in stated],
     )
     opsets = [helper.make_opsetid("", 17), *(helper.make_opsetid(name, 1) for name in domains)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
@@ -66,6 +73,6 @@ def custom_model(tmp_path) -> Path:
     nodes = [
         helper.make_node("Relu", ["x"], ["h"], name="first"),
         helper.make_node("Frobnicate", ["h"], ["f"], name="odd_one", domain="com.example"),
-        helper.make_node("Relu", ["h"], ["y"], name="last"),
+        helper.make_node("Relu", ["f"], ["y"], name="last"),
     ]
-    return save_model(tmp_path / "custom.onnx", nodes, (4, 8), ("com.example",))
+    return save_model(tmp_path / "custom.onnx", nodes, (4, 8), ("com.example",), ("f",))
