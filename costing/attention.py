@@ -1,7 +1,7 @@
 """Time of fused attention: scores stay on chip, so main memory sees only Q, K, V and the output.
 
-The work is cut into blocks of (batch, head, some queries). With a causal mask the blocks are of unequal
-length; with one query per sequence (decoding) there are too few of them, so the keys are split too.
+The work is cut into blocks of (batch, head, some queries). With a causal mask the blocks are of
+unequal length; with one query per sequence (decoding) there are too few, so the keys are split too.
 
 Source: FlashAttention-2 (Dao 2023, arXiv 2307.08691) for the blocks and the five products of the
 backward pass; FlashDecoding for the split over cached tokens.
@@ -50,7 +50,15 @@ def attention_cost(
         backward: price the backward pass, which multiplies five times instead of twice.
     """
     value = shape.head_dim if shape.value_dim is None else shape.value_dim
-    raw = (shape.batch, shape.heads, shape.kv_heads, shape.queries, shape.keys, shape.head_dim, value)
+    raw = (
+        shape.batch,
+        shape.heads,
+        shape.kv_heads,
+        shape.queries,
+        shape.keys,
+        shape.head_dim,
+        value,
+    )
     arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(x, dtype=np.float64)) for x in raw))
     b, h, g, s, t, d, e = arrays
     engine = hardware.engine_for(MATRIX, dtype)

@@ -1,12 +1,12 @@
 """Time of collectives from latency and bandwidth, over the hierarchy of links that a group spans.
 
-A group of `size` ranks r, r + stride, r + 2 stride, ... lies on as many levels of links as it needs:
-the innermost link joins the ranks of one node, the next one the nodes. On every level the fastest
-algorithm and protocol for the message is taken, as NCCL's tuner does; the levels work as a pipeline, so
-their latencies add and the slowest wire decides.
+A group of `size` ranks r, r + stride, r + 2 stride, ... lies on as many levels of links as it
+needs: the innermost link joins the ranks of one node, the next one the nodes. On every level the
+fastest algorithm and protocol for the message is taken, as NCCL's tuner does; the levels work as a
+pipeline, so their latencies add and the slowest wire decides.
 
-Source: alpha-beta costs of ring and tree (Thakur, Rabenseifner, Gropp 2005); in-switch reduction sends
-every byte up and down once, plus the rank's own share.
+Source: alpha-beta costs of ring and tree (Thakur, Rabenseifner, Gropp 2005); in-switch reduction
+sends every byte up and down once, plus the rank's own share.
 """
 
 from __future__ import annotations

@@ -67,7 +67,8 @@ def gemm_cost(
     traffic = np.empty((len(hardware.memory), count))
     for start in range(0, count, _CHUNK):
         part = slice(start, start + _CHUNK)
-        shape = _Shape(*(x[part] for x in flat), size, out)
+        m_, n_, k_, batch_, a_, b_ = (x[part] for x in flat)
+        shape = _Shape(m_, n_, k_, batch_, a_, b_, size, out)
         busy[part], traffic[:, part] = _best(hardware, engine, rate, shape)
     first_byte = hardware.main_memory.latency_s
     terms = {"compute": first_byte + 2 * flat[0] * flat[1] * flat[2] * flat[3] / rate}
@@ -96,11 +97,9 @@ class _Shape:
 
 def _best(hardware: Hardware, engine: Engine, rate: float, s: _Shape) -> tuple[Array, Array]:
     """Busy time [shapes] and traffic [levels, shapes] of the fastest candidate."""
-    best: Array | None = None
-    for time, traffic in _candidates(hardware, engine, rate, s):
-        if best is None:
-            best, best_traffic = time, traffic
-            continue
+    candidates = _candidates(hardware, engine, rate, s)
+    best, best_traffic = next(candidates)
+    for time, traffic in candidates:
         better = time < best
         best = np.where(better, time, best)
         for kept, new in zip(best_traffic, traffic, strict=True):

@@ -62,11 +62,11 @@ class Engine:
     tiles: tuple[Tile, ...] = ()
     """Output tiles of its matrix kernels; empty when kernels are not tiled (a scalar engine)."""
     tile_overhead_s: float = 0.0
-    """Time to fill and drain the pipeline of one output tile, during which nothing is multiplied."""
+    """Time to fill and drain the pipeline of one output tile, with nothing multiplied."""
     drain_exposed: float = 0.0
     """Fraction of a tile's write to main memory that is not hidden behind the next tile's work."""
     split_depth_bytes: float = 0.0
-    """Shortest run of the contracted dim, in bytes, that libraries split it into; 0: never split."""
+    """Shortest run of the contracted dim, in bytes, that it is split into; 0: never split."""
     unhidden: float = 0.0
     """Fraction of the shorter of multiplying and fetching that is not hidden behind the longer."""
     attention: AttentionKernel = AttentionKernel()

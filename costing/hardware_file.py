@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from costing.hardware import AttentionKernel, Engine, Hardware, Launch, Link, MemoryLevel, Protocol, Tile
+from costing.hardware import (
+    AttentionKernel,
+    Engine,
+    Hardware,
+    Launch,
+    Link,
+    MemoryLevel,
+    Protocol,
+    Tile,
+)
 from costing.units import parse_quantity
 from graph_ir.errors import HardwareError, OpboundError, did_you_mean
 from graph_ir.tensor_type import DType
@@ -57,18 +66,15 @@ def parse_hardware(path: Path) -> Hardware:
     import yaml
 
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader(yaml))
+        # The C parser is ten times as fast, but not every build of PyYAML has it.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = " ".join(str(error).split())
         raise HardwareError(f"{path} is not a YAML file: {line}") from error
     except OSError as error:
         raise HardwareError(f"{path} cannot be read: {error.strerror}") from error
     return _hardware(_Section(loaded, str(path), ""))
-
-
-def _loader(yaml: object) -> object:
-    # The C parser is ten times as fast, but not every build of PyYAML has it.
-    return getattr(yaml, "CSafeLoader", None) or yaml.SafeLoader  # type: ignore[attr-defined]
 
 
 class _Section:
@@ -171,9 +177,7 @@ def _hardware(top: _Section) -> Hardware:
     for key, found in (("engines", engines), ("memory", memory)):
         if not found:
             raise HardwareError(f"{top.where(key)}: at least one entry is needed")
-    return Hardware(
-        name, title, engines, memory, links, launch, dict(top.sources), path=top.file
-    )
+    return Hardware(name, title, engines, memory, links, launch, dict(top.sources), path=top.file)
 
 
 def _engine(s: _Section) -> Engine:
@@ -204,7 +208,9 @@ def _attention(s: _Section) -> AttentionKernel:
     a = s.section("attention")
     kernel = AttentionKernel(
         efficiency=a.quantity("efficiency", "fraction", plain.efficiency),
-        backward_efficiency=a.quantity("backward_efficiency", "fraction", plain.backward_efficiency),
+        backward_efficiency=a.quantity(
+            "backward_efficiency", "fraction", plain.backward_efficiency
+        ),
         softmax_flops=a.quantity("softmax_flops", "count", 0.0),
         rows=int(a.quantity("rows", "count", plain.rows)),
         blocks_per_processor=int(a.quantity("blocks_per_processor", "count", 1)),

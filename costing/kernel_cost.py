@@ -17,7 +17,7 @@ class KernelCost:
     time_s: Array
     """Launch and first-byte latency + the slowest of engine and levels, with all quantisation."""
     terms: dict[str, Array]
-    """What each resource needs for the useful work at its sustained rate, after the first byte came:
+    """What each resource needs for the useful work at its sustained rate, first byte included:
     'compute' and 'memory:LEVEL', in seconds. `time_s` is above each of them by what tiles, waves
     and idle processors lose."""
     traffic_bytes: dict[str, Array]

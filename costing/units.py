@@ -1,4 +1,4 @@
-"""Human quantities with units ('3.35 TB/s', '80 GB', '989 TFLOPS', '2.5 us', '87 %') to base units."""
+"""Reads quantities as people write them ('3.35 TB/s', '80 GB', '989 TFLOPS', '87 %')."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def parse_quantity(text: object, dimension: str, where: str) -> float:
     number, unit = float(found[1].replace("_", "")), found[2]
     if dimension == "count":
         if not re.fullmatch(r"[A-Za-z][A-Za-z ]*", unit) or number != int(number) or number < 1:
-            raise HardwareError(f"{where}: {text!r} is not a count with a name, such as '8 devices'")
+            raise HardwareError(
+                f"{where}: {text!r} is not a count with a name, such as '8 devices'"
+            )
         return number
     scale = UNITS[dimension].get(unit)
     if scale is None:
