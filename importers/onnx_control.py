@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graph_ir.errors import DimensionError, ModelFileError, OpboundError
+from graph_ir.errors import DimensionError, ModelFileError
 from graph_ir.tensor_type import DType, TensorType
 from importers.onnx_constants import Special
 from importers.onnx_scope import Scope
@@ -59,13 +59,13 @@ def _dearer_branch(
     """Resolves both branches and keeps the one with more work."""
     before, notes = resolver.nodes, dict(resolver.notes)
     tried: dict[str, tuple[int, list[OnnxNode], list[OnnxValue], dict[str, None]]] = {}
-    failure: OpboundError | None = None
+    failure: ModelFileError | None = None
     for part, branch in branches.items():
         resolver.nodes, resolver.notes = [], dict(notes)
         try:
             outputs = resolver.graph(branch, _inner(resolved, scope, part), [])
             tried[part] = (_work(resolver.nodes), resolver.nodes, outputs, resolver.notes)
-        except OpboundError as error:
+        except ModelFileError as error:
             # A branch for other inputs (another sampling rate) need not fit the given sizes.
             failure = error
     resolver.nodes, resolver.notes = before, notes

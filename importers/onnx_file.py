@@ -147,8 +147,18 @@ def external_entry(tensor: TensorProto, key: str) -> str | None:
 
 
 def payload_is_here(tensor: TensorProto) -> bool:
-    """Whether the tensor's elements were kept: neither external nor stripped."""
-    return not tensor.external_data
+    """Whether the tensor's elements were kept: neither external, nor stripped, nor never there."""
+    if tensor.external_data:
+        return False
+    return bool(
+        tensor.raw_data
+        or tensor.float_data
+        or tensor.int32_data
+        or tensor.int64_data
+        or tensor.double_data
+        or tensor.uint64_data
+        or 0 in tensor.dims
+    )
 
 
 def check_payload(tensor: TensorProto, needed_bytes: int, where: str) -> None:
@@ -161,7 +171,7 @@ def check_payload(tensor: TensorProto, needed_bytes: int, where: str) -> None:
     stripped = external_entry(tensor, STRIPPED_KEY)
     if stripped is not None:
         found = int(stripped) if stripped.isdecimal() else None
-    elif tensor.HasField("raw_data"):
+    elif tensor.raw_data:  # empty: a model saved without its weights
         found = len(tensor.raw_data)
     if found is not None and found != needed_bytes:
         raise ModelFileError(

@@ -1,5 +1,6 @@
 """Function bodies: ONNX's model-local functions, and operators whose schema defines them by
-others."""
+others.
+"""
 
 from __future__ import annotations
 

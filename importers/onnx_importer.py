@@ -93,7 +93,7 @@ def _unknown(emitter: Emitter, node: OnnxNode, options: ImportOptions) -> list[V
     if not options.allow_unknown:
         place = f" in module {node.module!r}" if node.module else ""
         raise UnknownOperatorError(
-            f"node {node.name!r}{place} is a {kind}, which has no translation: add a rule to "
+            f"node {node.name!r}{place}: operator {kind} has no translation; add a rule to "
             "importers/onnx_ops/ (and a record to graph_ir/ops/), or pass --allow-unknown"
         )
     present = [i for i, v in enumerate(node.outputs) if v is not None]

@@ -53,24 +53,55 @@ def infer_types(
 ) -> list[PartialType | None]:
     """What onnx can say of each result; None for an absent result or one that is no tensor.
 
+    Files break rules that do not matter for shapes: an attribute of another opset, an element type
+    that the operator's version does not list. They are read by the newest version of the operator,
+    and as if they were float32.
+
     Raises:
         ModelFileError: the operands do not fit the operator.
     """
+    from onnx import checker, defs
+
+    try:
+        return _infer(node, schema, [v and v.type for v in inputs], inputs, opsets)
+    except checker.ValidationError as error:
+        failure = error
+    newest = defs.get_schema(node.op_type, domain=schema.domain)
+    for reader, stand_in in ((schema, False), (newest, False), (newest, True)):
+        types = [v and (_as_float(v.type) if stand_in else v.type) for v in inputs]
+        try:
+            found = _infer(_fitted(node, reader), reader, types, inputs, opsets)
+        except checker.ValidationError:
+            continue
+        first = next((v for v in inputs if v is not None), None)
+        if stand_in and first is not None:
+            found = [(first.dtype, t[1]) if t and t[0] is DType.FLOAT32 else t for t in found]
+        return [*found, *[None] * (len(node.output) - len(found))]
+    raise ModelFileError(f"{node_label(node)} is invalid: {_reason(failure)}")
+
+
+def _infer(
+    node: NodeProto,
+    schema: OpSchema,
+    types: Sequence[TensorType | None],
+    inputs: Sequence[OnnxValue | None],
+    opsets: Mapping[str, int],
+) -> list[PartialType | None]:
     from onnx import helper, numpy_helper, shape_inference
 
-    types: dict[str, TypeProto] = {}
+    protos: dict[str, TypeProto] = {}
     data = {}
-    for name, value in zip(node.input, inputs, strict=True):
-        if value is None or value.sequence is not None:
+    for name, type_, value in zip(node.input, types, inputs, strict=False):
+        if value is None or type_ is None or value.sequence is not None:
             continue
-        types[name] = type_proto(value.type)
+        protos[name] = type_proto(type_)
         if value.data is not None and value.dtype.kind in ("int", "bool", "float"):
             data[name] = numpy_helper.from_array(value.data, name)
     try:
         found = shape_inference.infer_node_outputs(
             schema,
             node,
-            types,
+            protos,
             data,
             opset_imports=[helper.make_opsetid(d, v) for d, v in opsets.items()],
         )
@@ -79,10 +110,28 @@ def infer_types(
     return [partial_type(found[name]) if name in found else None for name in node.output]
 
 
+def _fitted(node: NodeProto, schema: OpSchema) -> NodeProto:
+    """A copy of the node without the attributes and results that the schema does not know."""
+    from onnx import NodeProto
+
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    kept = [a for a in node.attribute if a.name in schema.attributes]
+    del copy.attribute[:]
+    copy.attribute.extend(kept)
+    del copy.output[schema.max_output :]
+    return copy
+
+
+def _as_float(type_: TensorType) -> TensorType:
+    return type_ if type_.dtype in (DType.BOOL, DType.INT64) else type_.with_dtype(DType.FLOAT32)
+
+
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     for mark in ("[ShapeInferenceError]", "[TypeInferenceError]"):
         text = text.rsplit(mark, 1)[-1]
+    text = text.split(" ==> Context")[0]
     return text.strip()[:200]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from graph_ir.errors import ModelFileError, UnknownOperatorError
-from graph_ir.tensor_type import DType, TensorType
+from graph_ir.tensor_type import TensorType
 from importers import onnx_constants, onnx_control, onnx_infer, onnx_sequences
 from importers.onnx_constants import dtype_of_array
 from importers.onnx_fold import fold, is_foldable_size
@@ -218,7 +218,7 @@ class Resolver:
         rule = self.type_rules.get((resolved.domain, resolved.op_type))
         if rule is not None:
             types = list(rule(resolved))
-            return types + [None] * (len(node.output) - len(types))
+            return [*types, *[None] * len(node.output)][: len(node.output)]
         reshaped = self._reshaped(resolved)
         if reshaped is not None:
             return [reshaped]

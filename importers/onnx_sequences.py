@@ -1,5 +1,6 @@
 """ONNX sequences and optionals: containers that exist while importing and leave no operator
-behind."""
+behind.
+"""
 
 from __future__ import annotations
 

@@ -69,7 +69,8 @@ def _fields(
     data: mmap.mmap | bytes, start: int, end: int
 ) -> Iterator[tuple[int, int, int, int, int]]:
     """Yields (field number, wire type, start of the field, start of its value, end) of one
-    message."""
+    message.
+    """
     position = start
     while position < end:
         tag, value_start = _varint(data, position, end)

@@ -69,9 +69,7 @@ def _mixing_flops(node: Node) -> int:
 
 
 def _matrix(size: int, target: int, mode: str) -> Array:
-    """[target, size]: how much each source element counts for each result element (pixel
-    centres).
-    """
+    """How much each source element counts for each result element: [target, size]."""
     if mode == "nearest":
         index = np.minimum((np.arange(target) * size) // target, size - 1)
         return np.asarray(np.eye(size)[index])
@@ -159,7 +157,46 @@ def _lrn_backward(node: Node, dy: Array, x: Array) -> Array:
     return np.asarray(dy * divisor**-beta - 2 * node.attrs["alpha"] / size * beta * x * mirrored)
 
 
+def _deform_equation(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
+    """x[n, (g c), ..], w[(g k), c, ..], offsets.. -> [n, (g k), ..]; samples lie anywhere in the
+    image."""
+    groups = attrs.get("groups", 1)
+    x, w, result = inputs[0].shape, inputs[1].shape, outputs[0].shape
+    sizes = {"n": x[0], "g": groups, "c": w[1], "k": w[0] // groups}
+    fixed: set[str] = set()
+
+    def space(shape: Sequence[int], tag: str) -> tuple[Dim, ...]:
+        names = [f"{tag}{i}" for i in range(len(shape))]
+        sizes.update(zip(names, shape, strict=True))
+        fixed.update(names)
+        return tuple((n,) for n in names)
+
+    taps, places = space(w[2:], "t"), space(result[2:], "y")
+    operands: list[tuple[Dim, ...]] = [
+        (("n",), ("g", "c"), *space(x[2:], "x")),
+        (("g", "k"), ("c",), *taps),
+    ]
+    operands += [
+        (("n",), *space(t.shape[1:2], f"o{j}_"), *places) for j, t in enumerate(inputs[2:])
+    ]
+    return Equation(tuple(operands), ((("n",), ("g", "k"), *places),), sizes, frozenset(fixed))
+
+
+def _deform_flops(node: Node) -> int:
+    """The convolution's products; sampling costs a few FLOPs per tap and is left out."""
+    weight, result = node.inputs[1].type, node.outputs[0].type
+    return 2 * result.elements * weight.elements // max(weight.shape[0], 1)
+
+
 register(
+    # Zhu et al. 2019, arXiv 1811.11168. Operands x, weight, offsets and, optionally, a mask.
+    OpDef(
+        "deform_conv",
+        "contraction",
+        _deform_equation,
+        flops=_deform_flops,
+        engine="matrix",
+    ),
     OpDef(
         "interpolate",
         "data_movement",

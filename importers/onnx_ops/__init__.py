@@ -14,6 +14,8 @@ from importers.onnx_ops import (
     elementwise,
     movement,
     normalization,
+    quantized,
+    recurrent,
     reduction,
 )
 from importers.onnx_ops.emitter import RULES, Emitter
@@ -27,6 +29,8 @@ families = (
     elementwise,
     movement,
     normalization,
+    quantized,
+    recurrent,
     reduction,
 )
 """The modules whose rules are registered."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
+from math import prod
 
 from graph_ir.equation import bind
 from graph_ir.errors import ModelFileError
 from graph_ir.graph import Value
-from importers.onnx_ops.emitter import Emitter, rule
+from graph_ir.tensor_type import TensorType
+from importers.onnx_ops.emitter import Emitter, broadcast_shape, rule
 from importers.onnx_values import OnnxNode
 
 
@@ -17,9 +20,11 @@ def matmul(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     return [emit_matmul(e, node, e.at(node, 0), e.at(node, 1))]
 
 
-def emit_matmul(e: Emitter, node: OnnxNode, a: Value, b: Value) -> Value:
-    """Emits a numpy-like matrix product of two values."""
-    out = e.result_type(node)
+def emit_matmul(
+    e: Emitter, node: OnnxNode, a: Value, b: Value, out: TensorType | None = None
+) -> Value:
+    """Emits a numpy-like matrix product of two values; its type is the node's unless given."""
+    out = out or e.result_type(node)
     a_shape, b_shape = a.type.shape, b.type.shape
     if not a_shape or not b_shape:
         raise ModelFileError(f"{node.label} multiplies a scalar: MatMul needs vectors or matrices")
@@ -27,16 +32,10 @@ def emit_matmul(e: Emitter, node: OnnxNode, a: Value, b: Value) -> Value:
         a = e.reshape(node, a, (1, *a_shape), "row")
     if len(b_shape) == 1:
         b = e.reshape(node, b, (*b_shape, 1), "column")
-    batch = max(a.type.shape[:-2], b.type.shape[:-2], key=len)
-    full = out.shape if min(len(a_shape), len(b_shape)) > 1 else None
-    shape = full or (*_batch(a, b, batch), a.type.shape[-2], b.type.shape[-1])
+    batch = broadcast_shape(a.type.shape[:-2], b.type.shape[:-2])
+    shape = (*batch, a.type.shape[-2], b.type.shape[-1])
     result = e.emit(node, "matmul", [a, b], out.with_shape(shape))
     return e.reshape(node, result, out.shape, "result")
-
-
-def _batch(a: Value, b: Value, longer: Sequence[int]) -> tuple[int, ...]:
-    """Batch dims of a product where one side is a vector: those of the other side."""
-    return tuple(longer)
 
 
 @rule("Gemm")
@@ -63,41 +62,75 @@ def gemm(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
 
 @rule("Einsum")
 def einsum(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
-    """The operator graph's own notation; three and more operands are contracted left to right."""
+    """Three and more operands are combined two at a time, in the cheapest order."""
     text = node.attributes["equation"]
     text = (text.decode() if isinstance(text, bytes) else text).replace(" ", "")
     left, arrow, right = text.partition("->")
-    terms = left.split(",")
     operands = e.operands(node)
+    terms = left.split(",")
     if len(terms) != len(operands) or not all(terms):
         raise ModelFileError(
             f"{node.label}: equation {text!r} does not fit {len(operands)} operands"
         )
     shapes = [v.type.shape for v in operands]
-    terms, spelled = _without_ellipsis(terms, shapes, right)
+    terms, result = _without_ellipsis(terms, shapes, right)
     if not arrow:
         joined = "".join(terms)
-        spelled = "".join(sorted(c for c in set(joined) if joined.count(c) == 1))
-    out = e.result_type(node)
-    value, term = operands[0], terms[0]
+        result = "".join(sorted(c for c in set(joined) if joined.count(c) == 1))
     sizes = {c: n for t, s in zip(terms, shapes, strict=True) for c, n in zip(t, s, strict=False)}
-    for step, (other, other_term) in enumerate(zip(operands[1:], terms[1:], strict=True)):
-        last = step == len(operands) - 2
-        later = set("".join(terms[step + 2 :]) + spelled)
-        kept = (
-            spelled if last else "".join(c for c in dict.fromkeys(term + other_term) if c in later)
-        )
-        shape = tuple(sizes[c] for c in kept)
-        equation = _bind([term, other_term], kept, [value, other], shape, node)
-        label = "" if last else f"step{step}"
-        value = e.emit(
-            node, "einsum", [value, other], out.with_shape(shape), {"equation": equation}, label
-        )
-        term = kept
-    if len(operands) == 1:
-        equation = _bind([term], spelled, [value], out.shape, node)
-        value = e.emit(node, "einsum", [value], out, {"equation": equation})
-    return [value]
+    out = e.result_type(node)
+    parts = list(zip(terms, operands, strict=True))
+    while len(parts) > 2:
+        parts = _combine_cheapest(e, node, parts, result, sizes)
+    terms, operands = [t for t, _ in parts], [v for _, v in parts]
+    equation = _bind(terms, result, operands, out.shape, node)
+    return [e.emit(node, "einsum", operands, out, {"equation": equation})]
+
+
+def _combine_cheapest(
+    e: Emitter,
+    node: OnnxNode,
+    parts: list[tuple[str, Value]],
+    result: str,
+    sizes: dict[str, int],
+) -> list[tuple[str, Value]]:
+    """Replaces that pair of operands by its product after which least work is left."""
+
+    def after(i: int, j: int) -> tuple[str, str]:
+        both = "".join(dict.fromkeys(parts[i][0] + parts[j][0]))
+        rest = "".join(t for k, (t, _) in enumerate(parts) if k not in (i, j))
+        return both, "".join(c for c in both if c in rest + result)
+
+    def work(pair: tuple[int, int]) -> tuple[int, int]:
+        both, kept = after(*pair)
+        rest = "".join(t for k, (t, _) in enumerate(parts) if k not in pair)
+        now = prod(sizes[c] for c in both) * (2 if len(kept) < len(both) else 1)
+        return now + 2 * prod(sizes[c] for c in set(kept + rest)), now
+
+    pair = min(combinations(range(len(parts)), 2), key=work)
+    both, kept = after(*pair)
+    (term_a, a), (term_b, b) = (parts[k] for k in pair)
+    type_ = e.result_type(node).with_shape(tuple(sizes[c] for c in kept))
+    label = f"step{len(parts)}"
+    if kept == both:
+        views = [
+            _aligned(e, node, v, t, kept, f"{label}.{i}")
+            for i, (t, v) in enumerate(((term_a, a), (term_b, b)))
+        ]
+        value = e.emit(node, "mul", views, type_, None, label)
+    else:
+        equation = _bind([term_a, term_b], kept, [a, b], type_.shape, node)
+        value = e.emit(node, "einsum", [a, b], type_, {"equation": equation}, label)
+    rest = [part for k, part in enumerate(parts) if k not in pair]
+    return [(kept, value), *rest]
+
+
+def _aligned(e: Emitter, node: OnnxNode, value: Value, term: str, kept: str, label: str) -> Value:
+    """The value with its dims in the order of `kept`, and ones for the letters it lacks."""
+    order = sorted(range(len(term)), key=lambda i: kept.index(term[i]))
+    moved = e.transpose(node, value, order, f"{label}.transpose")
+    sizes = dict(zip((term[i] for i in order), moved.type.shape, strict=True))
+    return e.reshape(node, moved, [sizes.get(c, 1) for c in kept], f"{label}.view")
 
 
 def _bind(  # type: ignore[no-untyped-def]

@@ -66,22 +66,14 @@ def conv_transpose(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
 
 @rule("DeformConv")
 def deform_conv(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
-    """Samples the image at the offsets, then contracts the samples with the weight.
-
-    Source: Zhu et al. 2019, arXiv 1811.11168: columns[n, c, taps, y, x] by bilinear sampling, then
-        a
-    grouped product with the weight.
-    """
+    """Samples the image at offsets and contracts the samples with the weight, in one kernel."""
     x, weight, out = e.at(node, 0), e.at(node, 1), e.result_type(node)
-    taps = weight.type.elements // (weight.type.shape[0] * weight.type.shape[1])
-    n, channels = x.type.shape[:2]
-    columns_type = out.with_shape((n, channels * taps, *out.shape[2:]))
-    reads = [x, e.at(node, 2), *([e.at(node, 4)] if node.input(4) is not None else [])]
-    columns = e.emit(node, "interpolate", reads, columns_type, {"mode": "linear"}, "columns")
-    k = weight.type.shape[0]
-    flat = e.reshape(node, weight, (k, weight.type.shape[1] * taps, *[1] * (len(out.shape) - 2)))
-    attrs = {"groups": node.attributes.get("group", 1)}
-    result = e.emit(node, "conv", [columns, flat], out, attrs)
+    attrs = window_attributes(node, x.type.shape[2:], out.shape[2:], weight.type.shape[2:])
+    attrs["groups"] = node.attributes.get("group", 1)
+    reads = [x, weight, e.at(node, 2)]
+    if node.input(4) is not None:
+        reads.append(e.at(node, 4))
+    result = e.emit(node, "deform_conv", reads, out, attrs)
     return [e.add_bias(node, result, node.input(3), channel=1)]
 
 

@@ -271,5 +271,18 @@ def same_as_first(node: OnnxNode) -> list[Any]:
 
 TYPE_RULES: Mapping[tuple[str, str], Callable[[OnnxNode], Sequence[Any]]] = {
     ("", name): same_as_first
-    for name in ("Affine", "ImageScaler", "ScaledTanh", "ParametricSoftplus", "Scale")
+    for name in (
+        "Affine",
+        "ImageScaler",
+        "ScaledTanh",
+        "ParametricSoftplus",
+        "Scale",
+        "GroupNormalization",
+        "MeanVarianceNormalization",
+        "Gelu",
+        "HardSwish",
+        "Mish",
+        "Swish",
+        "Softplus",
+    )
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
+from typing import Any
 
 from graph_ir.graph import Value
-from importers.onnx_ops.emitter import Emitter, rule
+from graph_ir.tensor_type import TensorType
+from importers.onnx_ops.emitter import Emitter, required, rule
 from importers.onnx_values import OnnxNode
 
 
@@ -49,7 +51,14 @@ def batch_norm(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
         running = [e.at(node, i, "buffer") for i in (3, 4)]
         type_ = out.with_shape(x.type.shape)
         result = e.emit(node, "batch_norm", [x, scale, bias, *running], type_, {"eps": eps})
-    return [e.reshape(node, result, out.shape), *[None] * (len(node.outputs) - 1)]
+    # Further results are the running statistics, passed on or updated: a vector per channel.
+    statistics_out = [e.at(node, 3 + i % 2, "buffer") for i in range(len(node.outputs) - 1)]
+    return [e.reshape(node, result, out.shape), *statistics_out]
+
+
+def _batch_norm_types(node: OnnxNode) -> Sequence[TensorType | None]:
+    vector = required(node, 1).type
+    return [required(node, 0).type, *[vector] * (len(node.outputs) or 4)]
 
 
 @rule("InstanceNormalization")
@@ -161,3 +170,8 @@ def lrn(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
         "bias": node.attributes.get("bias", 1.0),
     }
     return [e.emit(node, "local_response_norm", [x], x.type, attrs)]
+
+
+TYPE_RULES: Mapping[tuple[str, str], Callable[[OnnxNode], Sequence[Any]]] = {
+    ("", "BatchNormalization"): _batch_norm_types,
+}
