@@ -10,11 +10,11 @@ from reports.report import Instance, OpRow
 
 # A path part that is only a number is the index of a repeated layer: layers.3.mlp, /h.0/attn. A
 # folded graph writes a range of them: layers.[0-31].mlp.
-_INDEX = re.compile(r"(?<![^./])\d+(?![^./])|\[\d+-\d+\]")
+_INDEX = re.compile(r"(?<![^./])(\d+|\[\d+-\d+\])(?![^./])")
 
 
 def layer_pattern(path: str) -> str:
-    """The path with every layer index replaced by `*`: 'h.0.attn' becomes 'h.*.attn'."""
+    """The path with every layer index replaced by `*`: 'h.0.attn' and 'h.[1-9].attn' are one."""
     return _INDEX.sub("*", path)
 
 
@@ -43,12 +43,11 @@ def fold_rows(rows: Iterable[OpRow]) -> tuple[OpRow, ...]:
 def _merge(group: Sequence[OpRow]) -> OpRow:
     """One row that stands for all of `group`, which is not empty."""
     first = group[0]
-    instances = tuple(one for row in group for one in _instances(row))
-    several = len(instances) > 1
     if len(group) == 1:
-        name = layer_pattern(first.name) if several else first.name
-        module = layer_pattern(first.module) if several else first.module
-        return replace(first, name=name, module=module)
+        return first
+    from graph_ir.fold import name_pattern
+
+    instances = tuple(one for row in group for one in _instances(row))
     time_s = sum(row.time_s for row in group)
     terms: dict[str, float] = {}
     for row in group:
@@ -61,8 +60,8 @@ def _merge(group: Sequence[OpRow]) -> OpRow:
     written = sum(row.bytes_written for row in group)
     return replace(
         first,
-        name=layer_pattern(first.name),
-        module=layer_pattern(first.module),
+        name=name_pattern([one.name for one in instances]),
+        module=name_pattern([one.module for one in instances]),
         count=sum(row.count for row in group),
         flops=flops,
         bytes_read=read,

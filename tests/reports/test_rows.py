@@ -20,6 +20,7 @@ SUMS = ("count", "flops", "bytes_read", "bytes_written", "bytes_communicated", "
         ("layer1.0.conv2", "layer1.*.conv2"),
         ("Conv_12", "Conv_12"),
         ("0", "*"),
+        ("n[3-9]", "n[3-9]"),
         ("layers.[0-31].mlp", "layers.*.mlp"),
         ("", ""),
     ],
@@ -30,8 +31,23 @@ def test_only_whole_numbers_in_a_path_are_layer_indices(path, pattern):
 
 def test_a_folded_node_becomes_a_pattern(report):
     linear = next(row for row in report.operators if row.op == "linear")
-    assert (linear.module, linear.name) == ("model.layers.*.mlp", "model.layers.*.mlp.matmul")
-    assert linear.label == "model.layers.*.mlp.matmul"
+    assert (linear.module, linear.name) == (
+        "model.layers.[0-1].mlp",
+        "model.layers.[0-1].mlp.matmul",
+    )
+    assert linear.label == "model.layers.[0-1].mlp.matmul"
+
+
+def test_a_fold_and_its_neighbours_become_one_row(report):
+    """The first and last layer often stay out of a fold, because they are wired differently."""
+    single = report.every_node().operators[1]
+    last = dataclasses.replace(
+        single, name="model.layers.2.mlp.matmul", module="model.layers.2.mlp"
+    )
+    folded = next(row for row in report.operators if row.op == "linear")
+    (row,) = fold_rows([folded, last])
+    assert (row.name, row.module) == ("model.layers.[0-2].mlp.matmul", "model.layers.[0-2].mlp")
+    assert row.count == 3
 
 
 def test_expanding_names_every_node(report):

@@ -1,0 +1,53 @@
+"""Priced graph nodes as the report wants them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reports import CostedNode, Instance
+
+if TYPE_CHECKING:
+    from costing.op_cost import OpCost
+    from graph_ir.graph import Node
+
+
+def costed_node(
+    node: Node, cost: OpCost, *, times: int = 1, phase: str | None = None
+) -> CostedNode:
+    """One node with its price.
+
+    Args:
+        node: a node of the busiest rank's graph, perhaps folded.
+        cost: the price of ONE application.
+        times: how often the rank runs the node's graph in a step (micro-batches, decode steps).
+        phase: takes the place of the node's own phase (prefill, decode).
+    """
+    values = (*node.inputs, *node.outputs)
+    return CostedNode(
+        name=node.name,
+        module=node.module,
+        op=_op_text(node),
+        phase=phase if phase and node.phase == "forward" else node.phase,
+        count=node.count * times,
+        shapes=tuple(value.type.shape for value in values),
+        dtypes=tuple(value.type.dtype.label for value in values),
+        flops=cost.flops,
+        bytes_read=cost.bytes_read,
+        bytes_written=cost.bytes_written,
+        bytes_communicated=cost.bytes_communicated,
+        time_s=cost.time_s,
+        bound=cost.bound,
+        engine=cost.engine,
+        utilization=cost.utilization,
+        terms_s=dict(cost.terms),
+        instances=tuple(
+            Instance(name, module)
+            for name, module in zip(node.instances, node.instance_modules, strict=True)
+        ),
+    )
+
+
+def _op_text(node: Node) -> str:
+    """The operator's name; of an unknown one, what the model calls it."""
+    frontend = node.attrs.get("frontend")
+    return f"unknown: {frontend}" if node.op == "unknown" and frontend else node.op
