@@ -129,7 +129,9 @@ class _Walk:
         """A value that several nodes read gets the sum of their gradients."""
         known = scope.gradients.get(value)
         if known is not None:
-            (grad,) = self.emitter.emit(node, "add", [known, grad], [value.type], label="accumulate")
+            (grad,) = self.emitter.emit(
+                node, "add", [known, grad], [value.type], label="accumulate"
+            )
         scope.gradients[value] = grad
 
     def _block(self, block: Block) -> None:
@@ -141,7 +143,9 @@ class _Walk:
             if carry.argument not in self.required:
                 continue
             initial = self._incoming(carry.result, body[-1])
-            argument = Value(f"{carry.result.name}.grad.carried", carry.result.type, "carried", block.count)
+            argument = Value(
+                f"{carry.result.name}.grad.carried", carry.result.type, "carried", block.count
+            )
             scope.gradients[carry.result] = argument
             carried.append((carry, argument, initial))
         for value in inside:
@@ -186,13 +190,19 @@ class _Walk:
         if known is not None:
             return known
         once = replace(near, count=1, instances=(), instance_modules=())
-        return self.emitter.emit(once, "fill", [], [value.type], {"value": 0.0}, f"{value.name}.zeros")[0]
+        return self.emitter.emit(
+            once, "fill", [], [value.type], {"value": 0.0}, f"{value.name}.zeros"
+        )[0]
 
     def _hand_over(self, value: Value, grad: Value, near: Node) -> None:
         if value in self.required:
-            self._accumulate(value, grad, replace(near, count=1, instances=(), instance_modules=()), self.top)
+            self._accumulate(
+                value, grad, replace(near, count=1, instances=(), instance_modules=()), self.top
+            )
 
-    def _shared_operands(self, block: Block, body: Sequence[Node], inside: set[Value]) -> list[Value]:
+    def _shared_operands(
+        self, block: Block, body: Sequence[Node], inside: set[Value]
+    ) -> list[Value]:
         """What all copies of a block read from outside, and gradients flow to."""
         arguments = {c.argument for c in block.carries}
         outer = dict.fromkeys(
@@ -208,9 +218,7 @@ class _Walk:
         self, start: int, body: Sequence[Node], dropped: frozenset[Value]
     ) -> None:
         """Puts copies of the forward nodes that make dropped values in front of a backward block."""
-        needed = {
-            v for node in self.builder.nodes[start:] for v in node.inputs if v in dropped
-        }
+        needed = {v for node in self.builder.nodes[start:] for v in node.inputs if v in dropped}
         copies: list[Node] = []
         for node in reversed(body):
             if needed.isdisjoint(node.outputs):

@@ -23,13 +23,26 @@ _REDUCE: Mapping[str, Any] = {"sum": np.sum, "max": np.max, "min": np.min, "prod
 
 
 class WindowSpec:
-    """Stride, dilation and padding of each sliding window, by position among the windows."""
+    """Stride, dilation and padding of each dim that is read through a sliding window.
+
+    The attributes list the spatial dims, which are a tensor's last ones; so a dim is counted from the end,
+    and a spatial dim without a window (a kernel of one tap) does not shift the others.
+    """
 
     def __init__(self, attrs: Mapping[str, Any], rank: int) -> None:
+        self._rank = rank
         self.stride = tuple(attrs.get("stride", (1,) * rank))
         self.dilation = tuple(attrs.get("dilation", (1,) * rank))
         self.padding = tuple(attrs.get("padding", (0,) * rank))
         """Zeros before the first element of each window dim."""
+
+    def positions(self, dims: Dims, axis: int, sizes: Mapping[str, int]) -> Array:
+        """[output, kernel]: which elements of the dim each window reads; outside is padding."""
+        dim, i = dims[axis], axis - self._rank
+        if not isinstance(dim, Window):
+            raise ValueError(f"dim {axis} of {dims} is no window")
+        out = np.arange(sizes[dim.output])[:, None] * self.stride[i]
+        return out + np.arange(sizes[dim.kernel])[None, :] * self.dilation[i] - self.padding[i]
 
 
 def product(
@@ -44,7 +57,7 @@ def product(
         operands: one array per operand.
     """
     expanded = [
-        _unfold(array, dims, equation, attrs)
+        unfold(array, dims, equation, attrs)
         for array, dims in zip(operands, equation.inputs, strict=True)
     ]
     out_names = list(dict.fromkeys(names_of(equation.outputs[0])))
@@ -65,21 +78,24 @@ def product(
     full = [equation.sizes[n] for n in out_names]
     result = result.reshape([equation.sizes[n] if n in known else 1 for n in out_names])
     result = np.broadcast_to(result, full)
-    return _fold(result, equation.outputs[0], out_names, equation, attrs, tuple(out_shape))
+    return fold(result, equation.outputs[0], out_names, equation, attrs, tuple(out_shape))
 
 
-def _unfold(array: Array, dims: Dims, equation: Equation, attrs: Mapping[str, Any]) -> Array:
-    """Splits compound dims and gathers windows, so that every name has an axis of its own."""
-    windows = [d for d in dims if isinstance(d, Window)]
-    spec = WindowSpec(attrs, len(windows))
-    axis = seen = 0
-    for dim in dims:
+def unfold(
+    array: Array, dims: Dims, equation: Equation, attrs: Mapping[str, Any], fill: float = 0
+) -> Array:
+    """Splits compound dims and gathers windows, so that every name has an axis of its own.
+
+    `fill` is what a window reads outside of the array.
+    """
+    spec = WindowSpec(attrs, len(dims))
+    axis = 0
+    for place, dim in enumerate(dims):
         if isinstance(dim, Window):
-            positions = _positions(dim, seen, spec, equation)
-            padded, index = _padded(array, axis, positions)
+            positions = spec.positions(dims, place, equation.sizes)
+            padded, index = _padded(array, axis, positions, fill)
             array = np.take(padded, index, axis=axis)
             axis += 2
-            seen += 1
         else:
             sizes = [equation.sizes[n] for n in dim]
             array = array.reshape([*array.shape[:axis], *sizes, *array.shape[axis + 1 :]])
@@ -87,20 +103,15 @@ def _unfold(array: Array, dims: Dims, equation: Equation, attrs: Mapping[str, An
     return array
 
 
-def _positions(dim: Window, i: int, spec: WindowSpec, equation: Equation) -> Array:
-    out = np.arange(equation.sizes[dim.output])[:, None] * spec.stride[i]
-    return out + np.arange(equation.sizes[dim.kernel])[None, :] * spec.dilation[i] - spec.padding[i]
-
-
-def _padded(array: Array, axis: int, positions: Array) -> tuple[Array, Array]:
+def _padded(array: Array, axis: int, positions: Array, fill: float) -> tuple[Array, Array]:
     before = max(0, -int(positions.min()))
     after = max(0, int(positions.max()) - array.shape[axis] + 1)
     widths = [(0, 0)] * array.ndim
     widths[axis] = (before, after)
-    return np.pad(array, widths), positions + before
+    return np.pad(array, widths, constant_values=fill), positions + before
 
 
-def _fold(
+def fold(
     array: Array,
     dims: Dims,
     order: list[str],
@@ -108,28 +119,25 @@ def _fold(
     attrs: Mapping[str, Any],
     shape: tuple[int, ...],
 ) -> Array:
-    """Joins names into compound dims and adds up windows: the inverse of `_unfold`."""
+    """Joins names into compound dims and adds up windows: the inverse of `unfold`."""
     if not any(isinstance(d, Window) for d in dims):
         return np.ascontiguousarray(array).reshape(shape)
-    windows = [d for d in dims if isinstance(d, Window)]
-    spec = WindowSpec(attrs, len(windows))
+    places = [i for i, d in enumerate(dims) if isinstance(d, Window)]
+    spec = WindowSpec(attrs, len(dims))
     result = np.zeros(shape, dtype=array.dtype)
-    taps = [n for w in windows for n in (w.output, w.kernel)]
+    taps = [n for i in places for n in factors(dims[i])]
     rest = [n for n in order if n not in taps]
     array = np.transpose(array, [order.index(n) for n in [*taps, *rest]])
-    tables = [_positions(w, i, spec, equation) for i, w in enumerate(windows)]
+    tables = [spec.positions(dims, i, equation.sizes) for i in places]
+    rows = [prod(equation.sizes[n] for n in d) for d in dims if not isinstance(d, Window)]
     for index in np.ndindex(*[equation.sizes[n] for n in taps]):
-        places = [int(t[index[2 * i], index[2 * i + 1]]) for i, t in enumerate(tables)]
-        limits = [shape[i] for i, d in enumerate(dims) if isinstance(d, Window)]
-        if any(p < 0 or p >= n for p, n in zip(places, limits, strict=True)):
+        found = [int(t[index[2 * i], index[2 * i + 1]]) for i, t in enumerate(tables)]
+        if any(not 0 <= p < shape[i] for p, i in zip(found, places, strict=True)):
             continue
-        where: list[Any] = []
-        for dim in dims:
-            where.append(places[windows.index(dim)] if isinstance(dim, Window) else slice(None))
-        sub = [
-            prod(equation.sizes[n] for n in factors(d)) for d in dims if not isinstance(d, Window)
-        ]
-        result[tuple(where)] += array[index].reshape(sub)
+        where: list[Any] = [slice(None)] * len(dims)
+        for place, position in zip(places, found, strict=True):
+            where[place] = position
+        result[tuple(where)] += array[index].reshape(rows)
     return result
 
 

@@ -291,16 +291,15 @@ def fold(graph: Graph) -> Graph:
                 )
             )
         carries = tuple(
-            Carry(arguments[key], rename.get(key[0], key[0]), rename[key[1]]) for key in wiring.carries
+            Carry(arguments[key], rename.get(key[0], key[0]), rename[key[1]])
+            for key in wiring.carries
         )
         collected = frozenset(rename[v] for v in wiring.collected)
         blocks.append(Block(start, len(nodes), run.count, carries, collected))
     nodes += [_rewired(n, rename) for n in graph.nodes[position:]]
     inputs = tuple(rename.get(v, v) for v in graph.inputs if v not in dropped)
     outputs = tuple(
-        dict.fromkeys(
-            rename.get(v, v) for v in graph.outputs if v in rename or v not in dropped
-        )
+        dict.fromkeys(rename.get(v, v) for v in graph.outputs if v in rename or v not in dropped)
     )
     return Graph(tuple(nodes), inputs, outputs, tuple(blocks), graph.name)
 

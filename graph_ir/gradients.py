@@ -102,12 +102,17 @@ def linear_gradient(
     equation = node.equation
     turned = replace(equation, inputs=equation.outputs, outputs=equation.inputs, reduction="sum")
     attrs = {**node.attrs, "equation": turned, "gradient_of": 0}
-    if turned.contracted:
+    # Names that need replication may occur on one side only (an irregular reshape); nothing is summed.
+    summed = set(turned.contracted) - turned.replicated
+    spread = set(equation.contracted) - equation.replicated
+    if summed:
         op = "reduce_sum"
         attrs = {"equation": turned}
-    elif equation.contracted:
+    elif spread:
         op = "expand"
         attrs = {"equation": turned, "view": True}
     else:
         op = node.op
+        if "perm" in attrs:
+            attrs["perm"] = tuple(node.attrs["perm"].index(i) for i in range(len(node.attrs["perm"])))
     return [b.emit(node, op, [grad], [operand.type], attrs, "grad")[0]]

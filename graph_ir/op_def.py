@@ -77,6 +77,9 @@ class OpDef:
     form needs whole."""
     executed_fraction: Callable[[Node], float] | None = None
     """Share of `flops` that hardware really executes (a causal mask halves attention)."""
+    localize: Callable[[Node, str, int, int], Mapping[str, Any]] | None = None
+    """(node, name, start, stop) -> attributes that differ on the device that holds `start:stop` of a
+    name: a mean's divisor stays that of the whole, a table's first row moves."""
 
     def equation_of(
         self,
@@ -94,6 +97,12 @@ class OpDef:
             replicated=self.replicated,
             reduction=self.reduction,
         )
+
+    def linear_of(self, node: Node) -> Literal["jointly", "each", "first", None]:
+        """`linear` of this node: adding a number, or dividing one, is not linear."""
+        if "scalar" in node.attrs and (self.linear == "jointly" or node.attrs.get("scalar_first")):
+            return self.linear if self.linear == "each" else None
+        return self.linear
 
     def is_view(self, node: Node) -> bool:
         """Whether the node only reinterprets its operand: no kernel, no bytes, no memory."""

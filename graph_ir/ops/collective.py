@@ -9,11 +9,11 @@ without help from the switch can send (Thakur et al. 2005, doi:10.1177/109434200
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from graph_ir.equation import Equation
+from graph_ir.equation import Dim, Dims, Equation
 from graph_ir.op_def import OpDef, register
-from graph_ir.ops.gather import _whole
 from graph_ir.tensor_type import TensorType
 
 if TYPE_CHECKING:
@@ -45,7 +45,27 @@ def sent_bytes(node: Node) -> int:
 def _equation(
     inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Mapping[str, Any]
 ) -> Equation:
-    return _whole(inputs, outputs, attrs)
+    """Each result has its operand's dims; one that is gathered or scattered is needed whole."""
+    sizes: dict[str, int] = {}
+    fixed: set[str] = set()
+    operands: list[Dims] = []
+    results: list[Dims] = []
+    for tag, (given, made) in enumerate(zip_longest(inputs, outputs)):
+        shape = (given or made).shape
+        dims: list[Dim] = [(f"t{tag}_{i}",) for i in range(len(shape))]
+        sizes |= {f"t{tag}_{i}": n for i, n in enumerate(shape)}
+        if given is not None:
+            operands.append(tuple(dims))
+        if made is None:
+            continue
+        for i, n in enumerate(made.shape):
+            if n != shape[i] or i == attrs.get("dim"):
+                fixed |= {f"t{tag}_{i}", f"r{tag}_{i}"}
+                sizes[f"r{tag}_{i}"] = n
+                dims[i] = (f"r{tag}_{i}",)
+        results.append(tuple(dims))
+    # A send has no result and a recv no operand: nothing of theirs is shared with another name.
+    return Equation(tuple(operands), tuple(results), sizes, frozenset(fixed), None)
 
 
 def _reduce_flops(node: Node) -> int:
@@ -54,7 +74,7 @@ def _reduce_flops(node: Node) -> int:
 
 
 def _collective(name: str, flops: float | Callable[[Node], int] = 0) -> OpDef:
-    return OpDef(name, "collective", _equation, flops=flops, engine="network")
+    return OpDef(name, "collective", _equation, flops=flops, engine="network", linear="jointly")
 
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send", "recv")

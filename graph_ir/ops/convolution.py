@@ -6,13 +6,16 @@ Attributes: `stride`, `padding` (zeros at the start), `dilation` per spatial dim
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graph_ir.equation import Dim, Equation, Window
 from graph_ir.gradients import product_gradient
 from graph_ir.op_def import OpDef, register
 from graph_ir.ops.contraction import evaluate_product
 from graph_ir.tensor_type import TensorType
+
+if TYPE_CHECKING:
+    from graph_ir.graph import Node
 
 SPATIAL = (("y", "r"), ("x", "q"), ("z", "p"), ("w", "o"))
 
@@ -80,6 +83,11 @@ def _windowed(
     return Equation(operands, (result,), sizes, frozenset(windows))
 
 
+def localize_groups(node: Node, name: str, start: int, stop: int) -> dict[str, Any]:
+    """A device that holds some of the groups has fewer."""
+    return {"groups": stop - start} if name == "g" else {}
+
+
 register(
     OpDef(
         "conv",
@@ -88,6 +96,7 @@ register(
         gradient=product_gradient,
         evaluate=evaluate_product,
         linear="each",
+        localize=localize_groups,
     ),
     OpDef(
         "conv_transpose",
@@ -96,5 +105,6 @@ register(
         gradient=product_gradient,
         evaluate=evaluate_product,
         linear="each",
+        localize=localize_groups,
     ),
 )

@@ -97,10 +97,14 @@ def _concat(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation
 
 
 def _changed_dims(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
-    """Dims whose size changes, or that the attribute `axes` names, are whole; the others pass."""
+    """Dims whose size or positions change, or that the attribute `axes` names, are whole."""
     dims, sizes = _names(inputs[0].shape)
     result: list[Dim] = list(dims)
     fixed = {f"i{axis % len(dims)}" for axis in attrs.get("axes", ())}
+    # A dim may keep its size and still be shifted (padded in front, cut behind) or reversed.
+    fixed |= {f"i{i}" for i, n in enumerate(attrs.get("before", ())) if n}
+    fixed |= {f"i{i}" for i, n in enumerate(attrs.get("starts", ())) if n}
+    fixed |= {f"i{i}" for i, n in enumerate(attrs.get("steps", ())) if n != 1}
     for i, n in enumerate(outputs[0].shape):
         if n != inputs[0].shape[i]:
             result[i] = (f"o{i}",)

@@ -64,8 +64,10 @@ _UNARY: dict[str, tuple[int, str, int, Function, Function]] = {
     "neg": (1, "none", 1, np.negative, lambda: -1.0),
     "abs": (1, "operand", 2, np.abs, np.sign),
     "relu": (1, "result", 1, lambda x: np.maximum(x, 0), lambda y: (y > 0).astype(float)),
-    "leaky_relu": (2, "operand", 2, lambda x: np.where(x > 0, x, 0.01 * x), lambda x: np.where(x > 0, 1, 0.01)),
-    "elu": (6, "operand", 6, lambda x: np.where(x > 0, x, np.expm1(x)), lambda x: np.where(x > 0, 1, np.exp(x))),
+    "leaky_relu": (2, "operand", 2, lambda x, alpha=0.01: np.where(x > 0, x, alpha * x),
+                   lambda x, alpha=0.01: np.where(x > 0, 1, alpha)),
+    "elu": (6, "operand", 6, lambda x, alpha=1: np.where(x > 0, x, alpha * np.expm1(x)),
+            lambda x, alpha=1: np.where(x > 0, 1, alpha * np.exp(x))),
     "selu": (6, "operand", 6, lambda x: 1.0507 * np.where(x > 0, x, 1.67326 * np.expm1(x)),
              lambda x: 1.0507 * np.where(x > 0, 1, 1.67326 * np.exp(x))),
     "softplus": (8, "operand", 5, lambda x: np.log1p(np.exp(x)), _sigmoid),
@@ -114,6 +116,11 @@ _FLAT: dict[str, Function] = {
 }
 
 
+def _alpha(node: Node) -> dict[str, float]:
+    """Attribute `alpha`: the slope below zero of leaky ReLU and ELU."""
+    return {"alpha": node.attrs["alpha"]} if "alpha" in node.attrs else {}
+
+
 def _unary(name: str) -> tuple[OpDef, OpDef]:
     flops, saves, backward_flops, function, slope = _UNARY[name]
 
@@ -131,7 +138,7 @@ def _unary(name: str) -> tuple[OpDef, OpDef]:
         broadcast_equation,
         flops=flops,
         gradient=gradient,
-        evaluate=lambda node, x: function(x),
+        evaluate=lambda node, x: function(x, **_alpha(node)),
         linear="jointly" if name == "neg" else None,
     )
     backward = OpDef(
@@ -139,7 +146,7 @@ def _unary(name: str) -> tuple[OpDef, OpDef]:
         "elementwise",
         broadcast_equation,
         flops=backward_flops,
-        evaluate=lambda node, dy, *saved: dy * slope(*saved),
+        evaluate=lambda node, dy, *saved: dy * slope(*saved, **_alpha(node)),
         linear="jointly" if name == "neg" else None,
     )
     return forward, backward
@@ -235,11 +242,13 @@ def _chosen_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
     (grad,) = grads
     results: list[Value | None] = []
     for i, operand in enumerate(node.inputs):
-        if grad is None or not b.needs(operand):
+        flat = node.op == "where" and i == 0
+        if grad is None or flat or not b.needs(operand):
             results.append(None)
             continue
         attrs = {**node.attrs, "of": node.op, "operand": i}
-        operands = [grad, *node.inputs]
+        # What `where` picked, its condition alone tells: nothing else is saved.
+        operands = [grad, *node.inputs[: 1 if node.op == "where" else None]]
         (value,) = b.emit(node, "select_backward", operands, [grad.type], attrs, f"grad{i}")
         results.append(b.sum_to(node, value, operand.type, f"sum{i}"))
     return results

@@ -83,7 +83,15 @@ def _gather_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
 
 
 def _picked_bytes(node: Node) -> int:
-    return node.outputs[0].type.bytes + node.inputs[1].type.bytes
+    """What is picked, and the indices that say what."""
+    return node.outputs[0].type.bytes + sum(v.type.bytes for v in node.inputs[1:])
+
+
+def _first_row(node: Node, name: str, start: int, stop: int) -> dict[str, Any]:
+    """A device with some of the table's rows looks up nothing in the others."""
+    table = node.equation.inputs[0] if node.op == "gather" else node.equation.outputs[0]
+    rows = table[node.attrs.get("axis", 0) % len(table)]
+    return {"first_row": node.attrs.get("first_row", 0) + start} if name in rows else {}
 
 
 # --- element lookups along one axis: gather_elements, scatter ---------------------------------------------
@@ -121,10 +129,77 @@ def _along_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
 
 def _elements_backward(node: Node, grad: Array, index: Array) -> Array:
     result = np.zeros(node.outputs[0].type.shape, dtype=grad.dtype)
-    grid = list(np.indices(index.shape))
-    grid[node.attrs["axis"]] = index
-    np.add.at(result, tuple(grid), grad)
+    np.add.at(result, _places(node, index), grad)
     return result
+
+
+def _places(node: Node, index: Array) -> tuple[Array, ...]:
+    """Coordinates of the elements that an index of the same rank names along `axis`."""
+    grid = list(np.indices(index.shape))
+    grid[node.attrs.get("axis", 0)] = index
+    return tuple(grid)
+
+
+def _scatter_elements(node: Node, x: Array, index: Array, updates: Any = None) -> Array:
+    """Attributes `reduction` ('none' or 'add'), and `value` where there are no updates."""
+    result = x.copy()
+    places = _places(node, index)
+    if updates is None:
+        result[places] = node.attrs.get("value", 0)
+    elif node.attrs.get("reduction", "none") == "add":
+        np.add.at(result, places, updates)
+    else:
+        result[places] = updates
+    return result
+
+
+def _scatter_elements_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
+    """The updates' gradient is looked up; what was replaced gets none."""
+    results: list[Value | None] = [None] * len(node.inputs)
+    (grad,) = grads
+    if grad is None:
+        return results
+    x, index, *updates = node.inputs
+    if b.needs(x):
+        results[0] = grad
+        if node.attrs.get("reduction", "none") != "add":
+            attrs = {**node.attrs, "value": 0}
+            (results[0],) = b.emit(node, "scatter_elements", [grad, index], [x.type], attrs, "grad")
+    if updates and b.needs(updates[0]):
+        types = [updates[0].type]
+        attrs = {"axis": node.attrs.get("axis", 0)}
+        (results[2],) = b.emit(
+            node, "gather_elements", [grad, index], types, attrs, "grad_updates"
+        )
+    return results
+
+
+# --- lookups in several dims: the access pattern is the frontend's, only the bytes are known ---------------
+
+
+def _gather_nd_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
+    """Zeros with the gradients added where the elements were picked."""
+    results: list[Value | None] = [None] * len(node.inputs)
+    if grads[0] is not None and b.needs(node.inputs[0]):
+        operands = [grads[0], *node.inputs[1:]]
+        (results[0],) = b.emit(node, "gather_nd_backward", operands, [node.inputs[0].type])
+    return results
+
+
+def _scatter_nd_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
+    """The first operand keeps the gradient where nothing was written; updates look theirs up."""
+    results: list[Value | None] = [None] * len(node.inputs)
+    (grad,) = grads
+    if grad is None:
+        return results
+    indices = [v for v in node.inputs[1:] if not v.type.dtype.is_float]
+    for i, operand in enumerate(node.inputs):
+        if not b.needs(operand):
+            continue
+        kept = i == 0 and operand.type.shape == grad.type.shape
+        op = "scatter_nd" if kept else "gather_nd"
+        (results[i],) = b.emit(node, op, [grad, *indices], [operand.type], label=f"grad{i}")
+    return results
 
 
 # --- everything that is looked up by data in another way --------------------------------------------------
@@ -183,6 +258,13 @@ def _nll_backward(node: Node, grad: Array, target: Array) -> Array:
     return result
 
 
+def _local_loss(node: Node, name: str, start: int, stop: int) -> dict[str, Any]:
+    """The mean stays over all rows; a device with some of the classes looks up nothing in the others."""
+    if name == "v":
+        return {"first_row": node.attrs.get("first_row", 0) + start}
+    return {"divisor": node.attrs.get("divisor", node.inputs[1].type.elements)}
+
+
 def _nll_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
     if grads[0] is None:
         return [None, None]
@@ -200,6 +282,7 @@ register(
         gradient=_gather_gradient,
         evaluate=_gather,
         linear="first",
+        localize=_first_row,
         bytes_read=_picked_bytes,
     ),
     OpDef(
@@ -210,6 +293,7 @@ register(
         engine="vector",
         evaluate=_gather_backward,
         linear="first",
+        localize=_first_row,
         # The table is filled with zeros, then every picked row is read, added to and written.
         bytes_read=lambda node: 2 * node.inputs[0].type.bytes + node.inputs[1].type.bytes,
         bytes_written=lambda node: node.outputs[0].type.bytes + node.inputs[0].type.bytes,
@@ -221,7 +305,8 @@ register(
         flops=0,
         engine="vector",
         gradient=_along_gradient,
-        evaluate=lambda node, x, i: np.take_along_axis(x, i, axis=node.attrs["axis"]),
+        evaluate=lambda node, x, index: x[_places(node, index)],
+        linear="first",
         bytes_read=_picked_bytes,
     ),
     OpDef(
@@ -231,12 +316,43 @@ register(
         flops=lambda node: node.inputs[0].type.elements,
         engine="vector",
         evaluate=_elements_backward,
+        linear="first",
     ),
     # scatter_elements(x, index, updates): a copy of x with elements replaced along `axis`.
-    OpDef("scatter_elements", "gather", _along_axis, flops=0, engine="vector"),
+    OpDef(
+        "scatter_elements",
+        "gather",
+        _along_axis,
+        flops=0,
+        engine="vector",
+        gradient=_scatter_elements_gradient,
+        evaluate=_scatter_elements,
+    ),
     # Lookups whose access pattern depends on data in more than one dim (GatherND, ScatterND, NonZero).
-    OpDef("gather_nd", "gather", _whole, flops=0, engine="vector", bytes_read=_picked_bytes),
-    OpDef("scatter_nd", "gather", _whole, flops=0, engine="vector"),
+    OpDef(
+        "gather_nd",
+        "gather",
+        _whole,
+        flops=0,
+        engine="vector",
+        gradient=_gather_nd_gradient,
+        bytes_read=_picked_bytes,
+    ),
+    OpDef(
+        "gather_nd_backward",
+        "gather",
+        _whole,
+        flops=lambda node: node.inputs[0].type.elements,
+        engine="vector",
+    ),
+    OpDef(
+        "scatter_nd",
+        "gather",
+        _whole,
+        flops=0,
+        engine="vector",
+        gradient=_scatter_nd_gradient,
+    ),
     # How often each of a few values occurs; attribute `low` is the first one.
     OpDef(
         "histogram",
@@ -259,6 +375,7 @@ register(
         gradient=_nll_gradient,
         evaluate=_nll,
         linear="first",
+        localize=_local_loss,
         bytes_read=lambda node: (
             node.inputs[1].type.bytes
             + node.inputs[1].type.elements * node.inputs[0].type.dtype.bits // 8
@@ -271,5 +388,7 @@ register(
         flops=0,
         engine="vector",
         evaluate=_nll_backward,
+        linear="first",
+        localize=_local_loss,
     ),
 )

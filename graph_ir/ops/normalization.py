@@ -18,6 +18,7 @@ from graph_ir.op_def import OpDef, register
 from graph_ir.tensor_type import TensorType
 
 if TYPE_CHECKING:
+    from graph_ir.decompose import DecompositionBuilder
     from graph_ir.gradients import GradientBuilder
     from graph_ir.graph import Node, Value
 
@@ -49,6 +50,34 @@ def _softmax_backward(node: Node, dy: Array, y: Array) -> Array:
 
 def _log_softmax_backward(node: Node, dy: Array, y: Array) -> Array:
     return dy - np.exp(y) * dy.sum(axis=node.attrs.get("axis", -1), keepdims=True)
+
+
+def _decompose_softmax(b: DecompositionBuilder, node: Node) -> tuple[Value, ...]:
+    """exp(x - max) / sum, or its logarithm."""
+    x = node.inputs[0]
+    axis = node.attrs.get("axis", -1) % len(x.type.shape)
+    row = TensorType((*x.type.shape[:axis], 1, *x.type.shape[axis + 1 :]), x.type.dtype)
+    attrs = {"axes": (axis,), "keepdims": True}
+    shifted = b.emit("sub", [x, b.emit("reduce_max", [x], row, attrs)], x.type)
+    powers = b.emit("exp", [shifted], x.type)
+    total = b.emit("reduce_sum", [powers], row, attrs)
+    if node.op == "softmax":
+        return (b.emit("div", [powers, total], node.outputs[0].type),)
+    return (b.emit("sub", [shifted, b.emit("log", [total], row)], node.outputs[0].type),)
+
+
+def _decompose_softmax_backward(b: DecompositionBuilder, node: Node) -> tuple[Value, ...]:
+    """y (dy - sum(dy y)) of a softmax, dy - exp(y) sum(dy) of its logarithm."""
+    dy, y = node.inputs
+    axis = node.attrs.get("axis", -1) % len(y.type.shape)
+    row = TensorType((*y.type.shape[:axis], 1, *y.type.shape[axis + 1 :]), y.type.dtype)
+    attrs = {"axes": (axis,), "keepdims": True}
+    if node.op == "softmax_backward":
+        total = b.emit("reduce_sum", [b.emit("mul", [dy, y], y.type)], row, attrs)
+        return (b.emit("mul", [y, b.emit("sub", [dy, total], y.type)], node.outputs[0].type),)
+    total = b.emit("reduce_sum", [dy], row, attrs)
+    spread = b.emit("mul", [b.emit("exp", [y], y.type), total], y.type)
+    return (b.emit("sub", [dy, spread], node.outputs[0].type),)
 
 
 def _saves_result(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
@@ -230,16 +259,36 @@ def _norm(name: str, equation: Any, flops: float, **extra: Any) -> OpDef:
 
 
 register(
-    _norm("softmax", _softmax_equation, 7, gradient=_saves_result, evaluate=_softmax),
-    _norm("softmax_backward", _softmax_equation, 4, evaluate=_softmax_backward),
+    _norm(
+        "softmax",
+        _softmax_equation,
+        7,
+        gradient=_saves_result,
+        evaluate=_softmax,
+        decompose=_decompose_softmax,
+    ),
+    _norm(
+        "softmax_backward",
+        _softmax_equation,
+        4,
+        evaluate=_softmax_backward,
+        decompose=_decompose_softmax_backward,
+    ),
     _norm(
         "log_softmax",
         _softmax_equation,
         7,
         gradient=_saves_result,
         evaluate=lambda node, x: np.log(_softmax(node, x)),
+        decompose=_decompose_softmax,
     ),
-    _norm("log_softmax_backward", _softmax_equation, 7, evaluate=_log_softmax_backward),
+    _norm(
+        "log_softmax_backward",
+        _softmax_equation,
+        7,
+        evaluate=_log_softmax_backward,
+        decompose=_decompose_softmax_backward,
+    ),
     _norm("layer_norm", _layer_norm_equation, 8, gradient=_norm_gradient, evaluate=_layer_norm),
     _norm("layer_norm_backward", _layer_norm_backward_equation, 14, evaluate=_norm_backward),
     _norm("rms_norm", _layer_norm_equation, 5, gradient=_norm_gradient, evaluate=_rms_norm),

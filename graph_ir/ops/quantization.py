@@ -9,16 +9,18 @@ they belong.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from graph_ir.equation import Dim, Equation
 from graph_ir.evaluate import Array
-from graph_ir.gradients import GradientBuilder
-from graph_ir.graph import Node, Value
 from graph_ir.op_def import OpDef, register
 from graph_ir.tensor_type import TensorType
+
+if TYPE_CHECKING:
+    from graph_ir.gradients import GradientBuilder
+    from graph_ir.graph import Node, Value
 
 Types = Sequence[TensorType]
 Grads = Sequence["Value | None"]
@@ -96,8 +98,7 @@ def _dequantize(node: Node, x: Array, scale: Array, zero: Array | None = None) -
 
 
 def _straight_through(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
-    """Rounding has no slope: its gradient is passed on as it is (Bengio et al. 2013, arXiv
-    1308.3432)."""
+    """Rounding has no slope: the gradient passes unchanged (Bengio et al. 2013, arXiv 1308.3432)."""
     grad = grads[0]
     if grad is None or not node.inputs[0].type.dtype.is_float:
         return [None] * len(node.inputs)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graph_ir.equation import Dim, Equation, Window
-from graph_ir.evaluate import Array, product
+from graph_ir.equation import Dim, Dims, Equation, Window, names_of
+from graph_ir.evaluate import Array, fold, product, unfold
 from graph_ir.gradients import linear_gradient
 from graph_ir.op_def import EquationRule, OpDef, register
 from graph_ir.ops.convolution import SPATIAL
@@ -54,6 +54,10 @@ def mean_divisor(node: Node) -> int:
     if given is not None:
         return int(given)
     return max(1, node.inputs[0].type.elements // max(1, node.outputs[0].type.elements))
+
+
+def _whole_divisor(node: Node, name: str, start: int, stop: int) -> dict[str, Any]:
+    return {"divisor": mean_divisor(node)} if name in node.equation.contracted else {}
 
 
 def _evaluate(node: Node, x: Array) -> Array:
@@ -141,25 +145,59 @@ def _windows_flops(node: Node) -> int:
     return node.equation.elements
 
 
+def _kernel_axes(dims: Dims) -> tuple[int, ...]:
+    """Axes of the kernel names in an unfolded tensor."""
+    kernels = {d.kernel for d in dims if isinstance(d, Window)}
+    return tuple(i for i, name in enumerate(names_of(dims)) if name in kernels)
+
+
 def _pool_max(node: Node, x: Array) -> Array:
-    low = np.full((), np.finfo(float).min)
-    pad = node.attrs.get("padding", (0,) * len(node.attrs["kernel"]))
-    lead = x.ndim - len(pad)
-    # Zeros are no padding for a maximum: pad with the least number first.
-    width = [(0, 0)] * lead + [
-        (p, p + k * 4) for p, k in zip(pad, node.attrs["kernel"], strict=True)
-    ]
-    padded = np.pad(x, width, constant_values=float(low))
-    attrs = {**node.attrs, "padding": (0,) * len(pad)}
-    return product(node.equation, attrs, node.outputs[0].type.shape, padded)
+    dims = node.equation.inputs[0]
+    # Zeros are no padding for a maximum: windows read the least number outside of the image.
+    return np.asarray(
+        unfold(x, dims, node.equation, node.attrs, -np.inf).max(axis=_kernel_axes(dims))
+    )
+
+
+def _pool_counts(node: Node, image: Value, dims: Dims) -> Any:
+    """Number of elements that each mean is over: padding counts with `count_include_pad`."""
+    if node.attrs.get("count_include_pad", False):
+        return np.prod(node.attrs["kernel"])
+    taps = unfold(np.ones(image.type.shape), dims, node.equation, node.attrs)
+    return taps.sum(axis=_kernel_axes(dims))
 
 
 def _pool_average(node: Node, x: Array) -> Array:
-    total = product(node.equation, node.attrs, node.outputs[0].type.shape, x)
-    if node.attrs.get("count_include_pad", False):
-        return np.asarray(total / np.prod(node.attrs["kernel"]))
-    ones = product(node.equation, node.attrs, node.outputs[0].type.shape, np.ones_like(x))
-    return np.asarray(total / ones)
+    dims = node.equation.inputs[0]
+    total = unfold(x, dims, node.equation, node.attrs).sum(axis=_kernel_axes(dims))
+    return np.asarray(total / _pool_counts(node, node.inputs[0], dims))
+
+
+def _pool_fold(node: Node, windows: Array) -> Array:
+    """Adds up what flows back to each element from all windows that read it."""
+    (dims,) = node.equation.outputs
+    shape = node.outputs[0].type.shape
+    return fold(windows, dims, names_of(dims), node.equation, node.attrs, shape)
+
+
+def _pool_max_backward(node: Node, dy: Array, x: Array) -> Array:
+    """The first maximum of each window gets the window's gradient."""
+    (dims,) = node.equation.outputs
+    axes = _kernel_axes(dims)
+    windows = np.moveaxis(
+        unfold(x, dims, node.equation, node.attrs, -np.inf), axes, range(-len(axes), 0)
+    )
+    flat = windows.reshape(*dy.shape, -1)
+    hit = np.zeros_like(flat)
+    np.put_along_axis(hit, flat.argmax(axis=-1)[..., None], dy[..., None], axis=-1)
+    return _pool_fold(node, np.moveaxis(hit.reshape(windows.shape), range(-len(axes), 0), axes))
+
+
+def _pool_average_backward(node: Node, dy: Array) -> Array:
+    (dims,) = node.equation.outputs
+    share = dy / _pool_counts(node, node.outputs[0], dims)
+    shape = [node.equation.sizes[n] for n in names_of(dims)]
+    return _pool_fold(node, np.broadcast_to(np.expand_dims(share, _kernel_axes(dims)), shape))
 
 
 def _pool_gradient(saves: bool) -> Callable[..., Grads]:
@@ -187,6 +225,7 @@ register(
         gradient=_mean_gradient,
         evaluate=lambda node, x: _evaluate(node, x) / mean_divisor(node),
         linear="jointly",
+        localize=_whole_divisor,
     ),
     _reduction("reduce_max", "max", evaluate=_evaluate),
     _reduction("reduce_min", "min", evaluate=_evaluate),
@@ -214,7 +253,13 @@ register(
         evaluate=_pool_max,
         gradient=_pool_gradient(saves=True),
     ),
-    OpDef("max_pool_backward", "reduction", _pool_backward_equation, flops=_windows_flops),
+    OpDef(
+        "max_pool_backward",
+        "reduction",
+        _pool_backward_equation,
+        flops=_windows_flops,
+        evaluate=_pool_max_backward,
+    ),
     OpDef(
         "avg_pool",
         "reduction",
@@ -222,6 +267,14 @@ register(
         flops=_windows_flops,
         evaluate=_pool_average,
         gradient=_pool_gradient(saves=False),
+        linear="jointly",
     ),
-    OpDef("avg_pool_backward", "reduction", _pool_backward_equation, flops=_windows_flops),
+    OpDef(
+        "avg_pool_backward",
+        "reduction",
+        _pool_backward_equation,
+        flops=_windows_flops,
+        evaluate=_pool_average_backward,
+        linear="jointly",
+    ),
 )

@@ -65,7 +65,8 @@ def _mixing_flops(node: Node) -> int:
     taps = _TAPS[node.attrs.get("mode", "nearest")]
     if taps == 1:
         return 0
-    return max(source.elements, result.elements) * (2 * taps ** max(changed, 1) - 1)
+    mixed: int = 2 * taps ** max(changed, 1) - 1
+    return max(source.elements, result.elements) * mixed
 
 
 def _matrix(size: int, target: int, mode: str) -> Array:
@@ -137,7 +138,7 @@ def _lrn(node: Node, x: Array) -> Array:
 
 def _lrn_flops(node: Node) -> int:
     """Square, `size` - 1 sums, scale and shift, power (8), quotient per element."""
-    return node.outputs[0].type.elements * (node.attrs["size"] + 11)
+    return node.outputs[0].type.elements * (int(node.attrs["size"]) + 11)
 
 
 def _lrn_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
@@ -158,8 +159,7 @@ def _lrn_backward(node: Node, dy: Array, x: Array) -> Array:
 
 
 def _deform_equation(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
-    """x[n, (g c), ..], w[(g k), c, ..], offsets.. -> [n, (g k), ..]; samples lie anywhere in the
-    image."""
+    """`n (g c) .., (g k) c .., offsets -> n (g k) ..`: samples lie anywhere in the image."""
     groups = attrs.get("groups", 1)
     x, w, result = inputs[0].shape, inputs[1].shape, outputs[0].shape
     sizes = {"n": x[0], "g": groups, "c": w[1], "k": w[0] // groups}

@@ -1,0 +1,56 @@
+"""The device mesh: named axes with sizes, in their order over the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from graph_ir.errors import MeshError, did_you_mean
+
+ORDER = ("tp", "cp", "ep", "dp", "pp")
+"""Innermost first: neighbouring ranks share a node, so the axis that communicates most comes first
+(Megatron-LM's default order, Narayanan et al. 2021, arXiv 2104.04473, section 3)."""
+
+
+@dataclass(frozen=True)
+class MeshAxis:
+    """One axis: a rank's group along it is rank, rank + stride, rank + 2 stride, ..."""
+
+    name: str
+    size: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Sizes of all axes."""
+
+    sizes: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        for name, size in self.sizes.items():
+            if name not in ORDER:
+                raise MeshError(
+                    f"unknown mesh axis {name!r} in --parallel; {did_you_mean(name, ORDER)}"
+                )
+            if size < 1:
+                raise MeshError(f"mesh axis {name} has size {size}; give a positive number")
+
+    @property
+    def devices(self) -> int:
+        """Number of devices."""
+        return prod(self.sizes.values())
+
+    def axis(self, name: str) -> MeshAxis:
+        """The axis of that name; size 1 if the mesh does not have it."""
+        stride = 1
+        for other in ORDER:
+            if other == name:
+                break
+            stride *= self.sizes.get(other, 1)
+        return MeshAxis(name, self.sizes.get(name, 1), stride)
+
+    def __str__(self) -> str:
+        given = [f"{n}={s}" for n, s in self.sizes.items() if s > 1]
+        return ",".join(given) or "one device"

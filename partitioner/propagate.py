@@ -1,0 +1,392 @@
+"""Splits a graph over one mesh axis and inserts the collectives that this makes necessary.
+
+A plan names the logical axes to split. Every node that has one of them runs split along it, by the rule of
+its equation; all others run whole. Where a value is produced otherwise than it is read, a collective
+stands between: partial sums are reduced (or reduce-scattered), splits are gathered. Nothing else decides
+where communication happens: Megatron's two all-reduces per layer are what remains of this rule.
+
+One mesh axis at a time: the result is an ordinary graph of one rank, on which the next axis is split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from graph_ir.equation import Equation
+from graph_ir.graph import Block, Carry, Graph, Node, Value
+from graph_ir.logical_axes import Axis, AxisRule, LogicalAxes
+from graph_ir.ops.reduction import mean_divisor
+from partitioner.mesh import MeshAxis
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which logical axes a mesh axis splits."""
+
+    mesh_axis: MeshAxis
+    axes: frozenset[Axis]
+    """Split wherever they occur."""
+    elsewhere: frozenset[Axis] = frozenset()
+    """Split in nodes and values that have none of `axes` (sequence parallelism). What is stored or comes
+    from outside stays whole."""
+    batch: bool = False
+    """Whether `axes` are the batch: statistics are then taken over each device's part."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a value lies over the mesh axis: split along `axis`, a partial term, or whole."""
+
+    axis: Axis | None = None
+    partial: str | None = None
+
+    def __str__(self) -> str:
+        return "P" if self.partial else f"S({self.axis.index})" if self.axis else "R"
+
+
+WHOLE = Placement()
+
+
+def split_size(size: int, axis: Axis, parts: int) -> int:
+    """Size of a dim (or name) that holds `axis` on the rank with the largest part."""
+    return size // axis.size * -(-axis.size // parts)
+
+
+def local_attrs(node: Node, rule: AxisRule, parts: int) -> dict[str, Any]:
+    """Attributes of a node that runs on its part of the axis."""
+    attrs = dict(node.attrs)
+    equation = attrs.get("equation")
+    if isinstance(equation, Equation):
+        sizes = dict(equation.sizes)
+        sizes[rule.name] = split_size(sizes[rule.name], rule.axis, parts)
+        attrs["equation"] = replace(equation, sizes=sizes)
+    if node.op == "reduce_mean" and not all(rule.outputs):
+        attrs["divisor"] = mean_divisor(node)
+    elif node.op in ("nll_loss", "nll_loss_backward"):
+        attrs.setdefault("divisor", node.inputs[1].type.elements)
+    if "groups" in attrs and rule.name == "g":
+        attrs["groups"] = split_size(attrs["groups"], rule.axis, parts)
+    return attrs
+
+
+class _Split:
+    def __init__(self, graph: Graph, axes: LogicalAxes, plan: Plan) -> None:
+        self.graph = graph
+        self.axes = axes
+        self.plan = plan
+        self.parts = plan.mesh_axis.size
+        self.rules = {node: self._choose(node) for node in graph.nodes}
+        self._handed_on = {v for c in graph.carries.values() for v in (c.initial, c.result)}
+        # A scalar that only leaves the graph is a loss to log: data-parallel training leaves it local.
+        self._read = {*graph.users, *self._handed_on}
+        self._read |= {v for v in graph.outputs if v.type.elements > 1}
+        self.deferred = self._deferred()
+        self.nodes: list[Node] = []
+        self.produced: dict[Value, Placement] = {}
+        self.local: dict[tuple[Value, Placement], Value] = {}
+        self.converted: dict[tuple[Any, ...], Value] = {}
+
+    # --- decisions ------------------------------------------------------------------------------------
+
+    def natural(self, value: Value) -> Placement:
+        """Where a value is split when nothing else is asked of it."""
+        own = self.axes.all_of(value)
+        for axis in own:
+            if axis in self.plan.axes and own.count(axis) == 1 and not axis.blocked:
+                return Placement(axis)
+        if value.kind in ("carried", "intermediate"):
+            for axis in own:
+                if axis in self.plan.elsewhere and own.count(axis) == 1 and not axis.blocked:
+                    return Placement(axis)
+        return WHOLE
+
+    def _choose(self, node: Node) -> AxisRule | None:
+        """The rule a node runs by; None if it runs whole on every device."""
+        own = dict.fromkeys(a for axes in self.axes.of_node(node).values() for a in axes)
+        for candidates in (self.plan.axes, self.plan.elsewhere):
+            for axis in own:
+                if axis in candidates:
+                    rule = self.axes.rule(node, axis, batch=self.plan.batch)
+                    if rule is not None and (
+                        candidates is self.plan.axes or self._keeps_parameters_whole(node, rule)
+                    ):
+                        return rule
+        return None
+
+    def _keeps_parameters_whole(self, node: Node, rule: AxisRule) -> bool:
+        stored = ("parameter", "buffer", "state")
+        return not any(
+            s and v.kind in stored for s, v in zip(rule.inputs, node.inputs, strict=True)
+        )
+
+    def _deferred(self) -> set[Value]:
+        """Partial values whose reduction can wait: all readers are linear and add up only such values."""
+        partial: set[Value] = set()
+        for node in self.graph.nodes:
+            rule = self.rules[node]
+            if rule is not None:
+                partial.update(
+                    v for v, split in zip(node.outputs, rule.outputs, strict=True) if not split
+                )
+            if node.inputs and self._passes(node) and partial.issuperset(node.inputs):
+                partial.update(node.outputs)
+        fixed = self._handed_on | set(self.graph.outputs)
+        users = self.graph.users
+        deferred = {v for v in partial if v not in fixed and v in users}
+        while True:
+            kept = {
+                v
+                for v in deferred
+                if all(
+                    self._passes(n) and deferred.issuperset(n.inputs) and self._same_block(v, n)
+                    for n in users[v]
+                )
+            }
+            if kept == deferred:
+                return kept
+            deferred = kept
+
+    def _same_block(self, value: Value, reader: Node) -> bool:
+        producer = self.graph.producers[value]
+        return self.graph.block_of.get(producer) is self.graph.block_of.get(reader)
+
+    def _passes(self, node: Node) -> bool:
+        linear = node.definition.linear
+        if linear is None or (linear != "jointly" and len(node.inputs) > 1):
+            return False
+        made = sum(v.type.elements for v in node.outputs)
+        return made <= max((v.type.elements for v in node.inputs), default=0)
+
+    # --- values ---------------------------------------------------------------------------------------
+
+    def _type(self, value: Value, placement: Placement) -> Value:
+        """The rank's own tensor of a value."""
+        key = (value, Placement(placement.axis))
+        found = self.local.get(key)
+        if found is None:
+            axis = placement.axis
+            if axis is None:
+                found = value
+            else:
+                shape = tuple(
+                    split_size(n, axis, self.parts) if axis in dim else n
+                    for n, dim in zip(value.type.shape, self.axes.of_value(value), strict=True)
+                )
+                found = replace(value, type=value.type.with_shape(shape))
+            self.local[key] = found
+        return found
+
+    def read(self, value: Value, wanted: Placement, reader: Node) -> Value:
+        """The value as a reader wants it, through a collective if it lies otherwise.
+
+        A gathered value is not kept for another phase: what the backward pass needs, it gathers again,
+        so that only the split form is stored (Korthikanti et al. 2022, section 4.2.2).
+        """
+        has = self.produced.get(value) or self.natural(value)
+        if has == wanted:
+            return self._type(value, has)
+        block = self.graph.block_of.get(reader)
+        during = reader.attrs.get("during", reader.phase)
+        key = (value, wanted, during, block)
+        found = self.converted.get(key)
+        if found is None:
+            found = self._convert(value, has, wanted, reader, during)
+            self.converted[key] = found
+        return found
+
+    def _convert(
+        self, value: Value, has: Placement, wanted: Placement, near: Node, during: str
+    ) -> Value:
+        source, target = self._type(value, has), self._type(value, wanted)
+        if has == WHOLE:
+            return self._part(value, source, target, wanted, near)
+        if has.partial:
+            op = "all_reduce" if wanted.axis is None else "reduce_scatter"
+        else:
+            op = "all_gather" if wanted.axis is None else "all_to_all"
+        mesh = self.plan.mesh_axis
+        axis = wanted.axis or has.axis
+        attrs: dict[str, Any] = {
+            "axis": mesh.name,
+            "group_size": mesh.size,
+            "group_stride": mesh.stride,
+            "during": during,
+        }
+        if axis is not None:
+            attrs["dim"] = next(i for i, dim in enumerate(self.axes.of_value(value)) if axis in dim)
+        if has.partial and has.partial != "sum":
+            attrs["reduction"] = has.partial
+        suffix = f"{op}.{mesh.name}"
+        count = near.count
+        result = replace(
+            target, name=f"{value.name}.{suffix}.{during}", kind="intermediate", count=count
+        )
+        producer = self.graph.producers.get(value, near)
+        self.nodes.append(
+            Node(
+                f"{value.name}.{suffix}.{during}",
+                op,
+                (source,),
+                (result,),
+                attrs,
+                producer.module,
+                "communication",
+                count,
+                tuple(f"{n}.{suffix}.{during}" for n in near.instances),
+                near.instance_modules,
+                near.origin or near.name,
+            )
+        )
+        return result
+
+    def _part(
+        self, value: Value, source: Value, target: Value, wanted: Placement, near: Node
+    ) -> Value:
+        """A rank's own part of a value that it holds whole: a view, no communication."""
+        assert wanted.axis is not None
+        result = replace(target, name=f"{value.name}.part", kind="intermediate", count=near.count)
+        self.nodes.append(
+            replace(
+                near,
+                name=f"{value.name}.part.{near.phase}",
+                op="slice",
+                inputs=(source,),
+                outputs=(result,),
+                attrs={"view": True},
+                instances=tuple(f"{n}.part" for n in near.instances),
+                origin=near.origin or near.name,
+            )
+        )
+        return result
+
+    # --- the walk -------------------------------------------------------------------------------------
+
+    def run(self) -> Graph:
+        starts = {b.start: b for b in self.graph.blocks}
+        stops = {b.stop: b for b in self.graph.blocks}
+        bounds: dict[Block, int] = {}
+        initials: dict[Carry, Value] = {}
+        blocks: list[Block] = []
+        for index, node in enumerate(self.graph.nodes):
+            if index in stops:
+                blocks.append(self._close(stops[index], bounds, initials))
+            block = starts.get(index)
+            if block is not None:
+                for carry in block.carries:
+                    self.produced[carry.argument] = self.natural(carry.argument)
+                    wanted = self.natural(carry.argument)
+                    before = replace(node, count=1, instances=(), instance_modules=())
+                    initials[carry] = self._outside(carry.initial, wanted, before)
+                bounds[block] = len(self.nodes)
+            self._node(node)
+        if len(self.graph.nodes) in stops:
+            blocks.append(self._close(stops[len(self.graph.nodes)], bounds, initials))
+        inputs = tuple(self._type(v, self.natural(v)) for v in self.graph.inputs)
+        outputs = tuple(self._returned(v) for v in self.graph.outputs)
+        return Graph(tuple(self.nodes), inputs, outputs, tuple(blocks), self.graph.name)
+
+    def _returned(self, value: Value) -> Value:
+        """A result of the graph. Inference delivers whole results, but for the batch and the caches."""
+        has = self.produced.get(value) or self.natural(value)
+        producer = self.graph.producers.get(value)
+        inference = all(
+            n.phase == "forward" for n in self.graph.nodes if n.phase != "communication"
+        )
+        stays = self.plan.batch or value.count > 1 or value.role or producer is None
+        if has.axis is None or stays or not inference:
+            return self._type(value, has)
+        assert producer is not None
+        return self._convert(value, has, WHOLE, producer, producer.phase)
+
+    def _outside(self, value: Value, wanted: Placement, near: Node) -> Value:
+        """A carried value before its block, as the block wants it."""
+        has = self.produced.get(value) or self.natural(value)
+        if has == wanted:
+            return self._type(value, has)
+        return self._convert(value, has, wanted, near, near.phase)
+
+    def _close(self, block: Block, bounds: dict[Block, int], initials: dict[Carry, Value]) -> Block:
+        last = self.graph.nodes[block.stop - 1]
+        carries = []
+        for carry in block.carries:
+            wanted = self.natural(carry.argument)
+            result = self.read(carry.result, wanted, last)
+            carries.append(Carry(self._type(carry.argument, wanted), initials[carry], result))
+        collected = frozenset(
+            self._type(v, self.produced.get(v) or self.natural(v)) for v in block.collected
+        )
+        return Block(bounds[block], len(self.nodes), block.count, tuple(carries), collected)
+
+    def _node(self, node: Node) -> None:
+        if node.inputs and self.deferred.issuperset(node.inputs):
+            self._emit(node, None, [Placement(partial="sum")] * len(node.inputs))
+            for value in node.outputs:
+                self._finish(value, Placement(partial="sum"), node)
+            return
+        rule = self.rules[node]
+        if rule is None:
+            self._emit(node, None, [WHOLE] * len(node.inputs))
+            for value in node.outputs:
+                self.produced[value] = WHOLE
+            return
+        self._emit(node, rule, [Placement(rule.axis) if s else WHOLE for s in rule.inputs])
+        for value, split in zip(node.outputs, rule.outputs, strict=True):
+            if split:
+                self.produced[value] = Placement(rule.axis)
+            else:
+                self._finish(value, Placement(partial=node.equation.reduction), node)
+
+    def _finish(self, value: Value, placement: Placement, node: Node) -> None:
+        """Reduces a partial value at once, unless all its readers can wait."""
+        self.produced[value] = placement
+        if value in self.deferred or value not in self._read:
+            return
+        wanted = self._target(value)
+        during = node.attrs.get("during", node.phase)
+        result = self._convert(value, placement, wanted, node, during)
+        self.produced[value] = wanted
+        self.local[value, wanted] = result
+
+    def _target(self, value: Value) -> Placement:
+        """What a partial value is reduced to: whole if all its readers want it whole."""
+        natural = self.natural(value)
+        if natural == WHOLE or value in self._handed_on:
+            return natural
+        for reader in self.graph.users.get(value, ()):
+            rule = self.rules[reader]
+            places = [v is value for v in reader.inputs]
+            if rule and any(p and s for p, s in zip(places, rule.inputs, strict=True)):
+                return natural
+        return WHOLE
+
+    def _emit(self, node: Node, rule: AxisRule | None, wanted: Iterable[Placement]) -> None:
+        operands = tuple(self.read(v, p, node) for v, p in zip(node.inputs, wanted, strict=True))
+        if rule is None:
+            if operands != node.inputs:
+                node = replace(node, inputs=operands)
+            self.nodes.append(node)
+            return
+        outputs = tuple(
+            self._type(v, Placement(rule.axis) if split else WHOLE)
+            for v, split in zip(node.outputs, rule.outputs, strict=True)
+        )
+        attrs = local_attrs(node, rule, self.parts)
+        self.nodes.append(replace(node, inputs=operands, outputs=outputs, attrs=attrs))
+
+
+def split_graph(graph: Graph, axes: LogicalAxes, plan: Plan) -> Graph:
+    """The graph of one rank when a mesh axis splits the plan's logical axes.
+
+    Args:
+        graph: any graph, whole or already split over other mesh axes.
+        axes: the graph's logical axes.
+        plan: what to split.
+
+    Returns:
+        The busiest rank's graph: local shapes (rounded up where a size is uneven), collectives as nodes.
+    """
+    if plan.mesh_axis.size == 1:
+        return graph
+    return _Split(graph, axes, plan).run()

@@ -1,0 +1,52 @@
+"""Data parallelism: the batch is split.
+
+Nothing else needs to be said: a weight's gradient contracts the batch, so it comes out partial, and the
+all-reduce of gradients follows.
+"""
+
+from __future__ import annotations
+
+from graph_ir.errors import MeshError
+from graph_ir.graph import Graph
+from graph_ir.logical_axes import Axis, LogicalAxes
+from partitioner.coalesce import coalesce
+from partitioner.propagate import Plan, split_graph
+from partitioner.strategies import Pass
+from partitioner.strategy import Strategy
+
+
+def batch_axes(graph: Graph, axes: LogicalAxes) -> frozenset[Axis]:
+    """The batch: the dims that the importer calls so, else the first dim of every data input."""
+    weights = {a for v in graph.parameters for a in axes.all_of(v)}
+    found: set[Axis] = set()
+    data = [v for v in graph.inputs if v.kind == "input"]
+    named = [v for v in data if "batch" in v.dim_names]
+    for value in named or data:
+        position = value.dim_names.index("batch") if named else 0
+        if len(value.type.shape) > position:
+            found.update(a for a in axes.of_value(value)[position][:1] if a not in weights)
+    return frozenset(found)
+
+
+def apply(graph: Graph, strategy: Strategy) -> Graph:
+    """Splits the batch over the mesh axis `dp`."""
+    mesh_axis = strategy.mesh.axis("dp")
+    if mesh_axis.size == 1:
+        return graph
+    axes = LogicalAxes(graph)
+    batch = batch_axes(graph, axes)
+    if not batch:
+        raise MeshError(
+            f"dp={mesh_axis.size}: no input of {graph.name or 'the model'} has a batch dim larger than 1; "
+            f"use --batch with a multiple of {mesh_axis.size}"
+        )
+    for axis in batch:
+        if axis.size % mesh_axis.size:
+            raise MeshError(
+                f"dp={mesh_axis.size} does not divide the batch of {axis.size}; "
+                f"use --batch with a multiple of {mesh_axis.size}"
+            )
+    return coalesce(split_graph(graph, axes, Plan(mesh_axis, batch, batch=True)), "dp")
+
+
+PASS = Pass("data", 30, apply)

@@ -1,0 +1,36 @@
+"""Sequence parallelism: the tokens are split wherever tensor parallelism splits nothing.
+
+The all-reduce after a row-parallel product then becomes a reduce-scatter, and an all-gather stands before
+the next column-parallel one (Korthikanti et al. 2022, arXiv 2205.05198, section 4.2.2). The tensor pass
+asks this module which axes are tokens.
+"""
+
+from __future__ import annotations
+
+from graph_ir.graph import Graph
+from graph_ir.logical_axes import Axis, LogicalAxes
+from partitioner.strategies.data import batch_axes
+
+
+def token_axes(graph: Graph, axes: LogicalAxes) -> frozenset[Axis]:
+    """Axes of what repeated blocks hand on that belong to neither the batch nor a weight.
+
+    A model without repeated blocks has the axis that its importer calls the sequence, if any.
+    """
+    weights = {a for v in graph.parameters for a in axes.all_of(v)}
+    batch = batch_axes(graph, axes)
+    carried = {
+        a
+        for block in graph.blocks
+        for carry in block.carries
+        if carry.argument.type.dtype.is_float
+        for a in axes.all_of(carry.argument)
+    }
+    named = {
+        a
+        for v in graph.inputs
+        for name, dim in zip(v.dim_names, axes.of_value(v), strict=False)
+        if name == "sequence"
+        for a in dim
+    }
+    return frozenset(a for a in (named or carried) if a not in batch and a not in weights)

@@ -1,0 +1,222 @@
+"""Tensor parallelism: the inner axes are split.
+
+An inner axis is one that a product with a weight makes and that is gone after a product with another
+weight, without anything in between that needs it whole: attention heads, the feed-forward width, a
+bottleneck's channels, the vocabulary. Splitting it is Megatron's column- then row-parallel pair. Where
+several axes meet in one operator (heads and queries per head; channels along a chain of convolutions),
+the set that covers most FLOPs is chosen.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from itertools import combinations
+
+from graph_ir.decompose import decompose
+from graph_ir.errors import MeshError
+from graph_ir.graph import Graph, Node, Value
+from graph_ir.logical_axes import Axis, LogicalAxes
+from partitioner.mesh import MeshAxis
+from partitioner.propagate import Plan, split_graph
+from partitioner.strategies import Pass
+from partitioner.strategies.sequence import token_axes
+from partitioner.strategy import Strategy
+
+MIN_TABLE_SHARE = 0.01
+"""A lookup table smaller than this share of all parameters is not worth a split of its rows."""
+
+
+@dataclass
+class Candidate:
+    """An axis that could be split, and what that would cover."""
+
+    axis: Axis
+    flops: int = 0
+    """FLOPs of products with a weight that would be shared out."""
+    makes: bool = False
+    """A product with a weight results in it (column-parallel)."""
+    contracts: bool = False
+    """A product with a weight sums over it (row-parallel)."""
+    nodes: set[Node] = field(default_factory=set)
+    example: str = ""
+
+
+def _weight_operands(node: Node) -> tuple[bool, ...]:
+    return tuple(v.kind in ("parameter", "buffer") for v in node.inputs)
+
+
+def inner_axes(graph: Graph, axes: LogicalAxes) -> list[Candidate]:
+    """All axes that tensor parallelism could split, most FLOPs first."""
+    forward = [n for n in graph.nodes if n.phase == "forward"]
+    occurs: dict[Axis, list[Node]] = defaultdict(list)
+    for node in forward:
+        for axis in dict.fromkeys(a for found in axes.of_node(node).values() for a in found):
+            occurs[axis].append(node)
+    in_weights = dict.fromkeys(a for v in graph.parameters for a in axes.all_of(v))
+    data = _indices_from_data(graph)
+    table_bytes = MIN_TABLE_SHARE * sum(v.type.bytes * v.count for v in graph.parameters)
+    found = []
+    for axis in in_weights:
+        candidate = Candidate(axis)
+        if all(_admits(axes, node, candidate, data, table_bytes) for node in occurs[axis]):
+            if candidate.flops or candidate.contracts:
+                found.append(candidate)
+    return sorted(found, key=lambda c: (-c.flops, c.axis.index))
+
+
+def _admits(
+    axes: LogicalAxes, node: Node, candidate: Candidate, data: set[Value], table_bytes: float
+) -> bool:
+    """Whether the node can run with the axis split, by reduction only over products with weights."""
+    axis = candidate.axis
+    if node.definition.kind == "collective":
+        return True
+    rule = axes.rule(node, axis)
+    if rule is None:
+        return node.definition.decompose is not None and not axis.blocked
+    weights = _weight_operands(node)
+    split_weight = any(w and s for w, s in zip(weights, rule.inputs, strict=True))
+    if not all(rule.outputs):
+        if node.definition.kind == "gather":
+            large = node.inputs[0].type.bytes * node.count >= table_bytes
+            lookup = weights[0] and rule.inputs[0] and node.inputs[1] in data and large
+            if not lookup and node.op != "nll_loss":
+                return False
+            candidate.contracts |= lookup
+        elif node.definition.kind == "contraction" and split_weight:
+            candidate.contracts = True
+        elif not node.origin:
+            # A reduction that is no product with a weight (a norm's mean) would cost an exchange per
+            # use; only those that a decomposed softmax is made of are worth it.
+            return False
+    elif node.definition.kind == "contraction" and split_weight:
+        if not candidate.makes:
+            candidate.example = node.name
+        candidate.makes = True
+        # An axis of the weight, the other operand and the result is one of many independent products
+        # (experts, groups); a split of it is not a column split.
+        if all(rule.inputs) and node.equation.is_matrix_product:
+            return False
+    if node.definition.kind == "contraction" and split_weight:
+        candidate.flops += node.flops * node.count
+        candidate.nodes.add(node)
+    return True
+
+
+def _indices_from_data(graph: Graph) -> set[Value]:
+    """Integer inputs and what is only a rearrangement of them."""
+    found = {v for v in graph.inputs if v.kind == "input" and not v.type.dtype.is_float}
+    for node in graph.nodes:
+        if node.definition.kind == "data_movement" or node.op in ("cast", "copy"):
+            if found.intersection(node.inputs):
+                found.update(node.outputs)
+    return found
+
+
+def choose(candidates: list[Candidate], parts: int) -> list[Candidate]:
+    """The candidates to split: no two meet in one product, and together they cover most FLOPs."""
+    usable = [c for c in candidates if c.axis.size % parts == 0]
+    conflicts: dict[int, set[int]] = defaultdict(set)
+    for i, j in combinations(range(len(usable)), 2):
+        if usable[i].nodes & usable[j].nodes:
+            conflicts[i].add(j)
+            conflicts[j].add(i)
+    chosen: list[int] = []
+    for component in _components(len(usable), conflicts):
+        chosen += _heaviest_independent(component, conflicts, [c.flops for c in usable])
+    return [usable[i] for i in sorted(chosen)]
+
+
+def _components(count: int, edges: dict[int, set[int]]) -> list[list[int]]:
+    import networkx
+
+    graph = networkx.Graph()
+    graph.add_nodes_from(range(count))
+    graph.add_edges_from((i, j) for i, others in edges.items() for j in others)
+    return [sorted(c) for c in networkx.connected_components(graph)]
+
+
+EXACT_SEARCH_LIMIT = 40
+
+
+def _heaviest_independent(
+    members: list[int], conflicts: dict[int, set[int]], weight: list[int]
+) -> list[int]:
+    """A heaviest set without conflicts: exact for small components, greedy beyond."""
+    if len(members) <= EXACT_SEARCH_LIMIT:
+        import networkx
+
+        allowed = networkx.Graph()
+        for i in members:
+            allowed.add_node(i, weight=weight[i] + 1)
+        allowed.add_edges_from((i, j) for i, j in combinations(members, 2) if j not in conflicts[i])
+        return list(networkx.max_weight_clique(allowed, weight="weight")[0])
+    chosen: list[int] = []
+    for i in sorted(members, key=lambda i: -weight[i]):
+        if conflicts[i].isdisjoint(chosen):
+            chosen.append(i)
+    return chosen
+
+
+def _require_coverage(
+    candidates: list[Candidate], chosen: list[Candidate], mesh_axis: MeshAxis
+) -> None:
+    """Raises if a column/row pair exists that no chosen axis covers because its size does not divide."""
+    covered = set().union(*(c.nodes for c in chosen)) if chosen else set()
+    pairs = [c for c in candidates if c.makes and c.contracts and c.flops]
+    missed = [c for c in pairs if c.axis.size % mesh_axis.size and not c.nodes & covered]
+    if not missed:
+        return
+    worst = missed[0]
+    works = [
+        n
+        for n in range(mesh_axis.size, 0, -1)
+        if all(any(d.axis.size % n == 0 for d in pairs if d.nodes & c.nodes) for c in pairs)
+    ]
+    raise MeshError(
+        f"tp={mesh_axis.size} does not divide the {worst.axis.size} parts of the inner axis made by "
+        f"{worst.example}; the nearest that works is tp={works[0]}"
+    )
+
+
+def apply(graph: Graph, strategy: Strategy) -> Graph:
+    """Splits the inner axes over the mesh axis `tp`; the token axes elsewhere if asked for."""
+    mesh_axis = strategy.mesh.axis("tp")
+    if mesh_axis.size == 1:
+        return graph
+    axes = LogicalAxes(graph)
+    candidates = inner_axes(graph, axes)
+    chosen = choose(candidates, mesh_axis.size)
+    _require_coverage(candidates, chosen, mesh_axis)
+    if not chosen:
+        raise MeshError(
+            f"tp={mesh_axis.size}: no axis of {graph.name or 'this graph'} can be split; sizes of its "
+            f"inner axes: {', '.join(str(c.axis.size) for c in candidates) or 'none'}"
+        )
+    split = {c.axis for c in chosen}
+    whole = decompose(
+        graph,
+        lambda node: (
+            any(a in split for f in axes.of_node(node).values() for a in f)
+            and all(
+                axes.rule(node, a) is None
+                for f in axes.of_node(node).values()
+                for a in f
+                if a in split
+            )
+        ),
+    )
+    if whole is not graph:
+        axes = LogicalAxes(whole)
+        split = {c.axis for c in choose(inner_axes(whole, axes), mesh_axis.size)}
+    elsewhere = token_axes(whole, axes) if strategy.sequence_parallel else frozenset()
+    uneven = [a for a in elsewhere if a.size % mesh_axis.size]
+    if uneven:
+        raise MeshError(
+            f"--sequence-parallel: tp={mesh_axis.size} does not divide the sequence of {uneven[0].size}"
+        )
+    return split_graph(whole, axes, Plan(mesh_axis, frozenset(split), elsewhere))
+
+
+PASS = Pass("tensor", 10, apply)
