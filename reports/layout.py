@@ -18,6 +18,7 @@ from reports.quantities import (
     time_text,
 )
 from reports.report import OpRow, Report
+from reports.rows import worth_showing
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +109,18 @@ def _dtypes_text(dtypes: Sequence[str]) -> str:
 
 def left_out_line(report: Report, shown: Sequence[OpRow]) -> list[str]:
     """How much of the time the table does not show; nothing where it shows every row."""
-    hidden = len(report.operators) - len(shown)
-    if not hidden:
-        return []
-    every_s = sum(row.time_s for row in report.operators)
-    hidden_s = every_s - sum(row.time_s for row in shown)
-    rows = "row takes" if hidden == 1 else "rows take"
-    return [
-        f"{hidden} more {rows} {time_text(max(hidden_s, 0.0))} "
-        f"({percent_text(max(hidden_s, 0.0) / report.totals.step_time_s)} of the step)"
-    ]
+    worth = [row for row in report.operators if worth_showing(row)]
+    hidden, views = len(worth) - len(shown), len(report.operators) - len(worth)
+    lines = []
+    if hidden:
+        hidden_s = max(sum(row.time_s for row in worth) - sum(row.time_s for row in shown), 0.0)
+        lines.append(
+            f"{hidden} more {'row takes' if hidden == 1 else 'rows take'} {time_text(hidden_s)} "
+            f"({percent_text(hidden_s / report.totals.step_time_s)} of the step)"
+        )
+    if views:
+        lines.append(f"{views} more {'row costs' if views == 1 else 'rows cost'} nothing (views)")
+    return lines
 
 
 def totals_cells(report: Report) -> Cells:

@@ -127,6 +127,15 @@ def intensity(flops: float, moved_bytes: float) -> float | None:
     return flops / moved_bytes if moved_bytes else None
 
 
+def worth_showing(row: OpRow) -> bool:
+    """Whether a reader learns something: a view that moves and computes nothing is left out."""
+    moves = row.flops or row.bytes_read or row.bytes_written or row.bytes_communicated
+    return bool(row.time_s or moves)
+
+
 def busiest_first(rows: Iterable[OpRow], top: int | None = None) -> list[OpRow]:
-    """The rows by falling time, the first `top` of them; equal times keep the model's order."""
-    return sorted(rows, key=lambda row: -row.time_s)[:top]
+    """The rows worth showing by falling time, the first `top` of them.
+
+    Equal times keep the model's order.
+    """
+    return sorted(filter(worth_showing, rows), key=lambda row: -row.time_s)[:top]

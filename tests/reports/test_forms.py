@@ -1,6 +1,7 @@
 """Text, Markdown, CSV and HTML: the same figures, and nothing from a model that could act."""
 
 import csv
+import dataclasses
 import io
 from html.parser import HTMLParser
 
@@ -33,6 +34,17 @@ def test_top_says_what_it_leaves_out(report):
     assert "2 more rows take 13.0 µs (41 % of the step)" in text
     assert "embedding" not in text
     assert "more row" not in report.to_text()
+
+
+def test_a_view_is_counted_but_not_shown(make_report, nodes):
+    none = {"flops": 0, "bytes_read": 0, "bytes_written": 0, "bytes_communicated": 0}
+    view = dataclasses.replace(nodes[0], name="a_view", module="", time_s=0.0, terms_s={}, **none)
+    report = make_report((*nodes, view))
+    assert "a_view" not in report.to_text()
+    assert "1 more row costs nothing (views)" in report.to_text(top=2)
+    assert "a_view" in report.to_csv()
+    unknown = dataclasses.replace(view, name="odd", bytes_read=8, bound="unknown")
+    assert "odd" in make_report((*nodes, unknown)).to_text()
 
 
 def test_a_narrow_terminal_shortens_names_only(report):
