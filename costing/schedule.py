@@ -1,11 +1,12 @@
 """Simulates a pipeline schedule: which stage works on which micro-batch when.
 
-Each stage is given its order of forward and backward passes, as the schedule prescribes it; the times
-then follow from three rules: a stage does one thing at a time, a forward pass waits for the stage before
-it, a backward pass for the stage after it. Bubbles are not computed by a formula, they are what is left.
+Each stage is given its order of forward and backward passes, as the schedule prescribes it; the
+times then follow from three rules: a stage does one thing at a time, a forward pass waits for the
+stage before it, a backward pass for the stage after it. No formula gives the bubbles: they are what
+is left.
 
-Source: GPipe (Huang et al. 2019, arXiv 1811.06965); 1F1B and interleaved 1F1B (Narayanan et al. 2021,
-arXiv 2104.04473, section 2.2).
+Source: GPipe (Huang et al. 2019, arXiv 1811.06965); 1F1B and interleaved 1F1B (Narayanan et al.
+2021, arXiv 2104.04473, section 2.2).
 """
 
 from __future__ import annotations
