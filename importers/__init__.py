@@ -91,5 +91,6 @@ def load(
 
         return import_onnx(path, options)
     raise OpboundError(
-        f"cannot find model {text!r}: give the path of an .onnx or .pt2 file, hf:NAME, or package.module:factory"
+        f"cannot find model {text!r}: give the path of an .onnx or .pt2 file, hf:NAME, "
+        "or package.module:factory"
     )

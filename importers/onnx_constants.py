@@ -23,6 +23,7 @@ Special = Callable[["Resolver", "NodeProto", OnnxNode, "Scope"], None]
 
 
 def dtype_of_array(array: np.ndarray[Any, Any]) -> DType:
+    """The dtype of a numpy array."""
     name = str(array.dtype)
     return DType.STRING if array.dtype.kind in "OUS" else DType.parse(name)
 
@@ -106,6 +107,11 @@ def _identity(resolver: Resolver, node: NodeProto, resolved: OnnxNode, scope: Sc
 
 
 def operand(resolved: OnnxNode) -> OnnxValue:
+    """The node's first operand.
+
+    Raises:
+        ModelFileError: it is absent.
+    """
     value = resolved.input(0)
     if value is None:
         raise ModelFileError(f"{resolved.label} has no operand")

@@ -1,6 +1,4 @@
-"""Function bodies: ONNX's model-local functions, and operators whose schema defines them by
-others.
-"""
+"""Function bodies: those of a model, and those by which a schema defines its operator."""
 
 from __future__ import annotations
 

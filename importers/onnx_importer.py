@@ -1,6 +1,4 @@
-"""ONNX files as operator graphs: read, bind the dims, settle every shape, translate every
-operator.
-"""
+"""ONNX files as operator graphs: read, bind dims, settle every shape, translate operators."""
 
 from __future__ import annotations
 
@@ -72,6 +70,7 @@ def import_onnx(path: str | Path, options: ImportOptions) -> ImportedModel:
 
 def _translate(emitter: Emitter, node: OnnxNode, options: ImportOptions) -> None:
     function = RULES.get((node.domain, node.op_type))
+    results: Sequence[Value | None]
     if function is None:
         results = _unknown(emitter, node, options)
     else:

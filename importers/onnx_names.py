@@ -9,15 +9,19 @@ Three habits are known: the TorchScript exporter writes the module path into the
 from __future__ import annotations
 
 import ast
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
-_WEIGHT_SUFFIXES = frozenset(
-    "weight bias running_mean running_var gamma beta kernel scale in_proj_weight in_proj_bias".split()
+_OWNED = re.compile(
+    r"(?P<module>.+)\.(weight|bias|running_mean|running_var|gamma|beta|kernel|scale|in_proj_\w+)"
+    # Caffe2's habit: res2_0_branch2a_w_0, res2_0_branch2a_bn_s_0.
+    r"|(?P<layer>.+?)_(bn_)?(w|b|s|rm|riv)_\d+"
 )
+_MACHINE_MADE = re.compile(r"[a-z]?\d*")
 
 
 def module_of(node: NodeProto) -> str:
@@ -65,5 +69,15 @@ def module_from_weight(name: str) -> str:
     >>> module_from_weight("layer1.0.conv1.weight")
     'layer1.0.conv1'
     """
-    module, _, last = name.rpartition(".")
-    return module if last in _WEIGHT_SUFFIXES else ""
+    found = _OWNED.fullmatch(name)
+    return (found["module"] or found["layer"]) if found else ""
+
+
+def name_of(node: NodeProto) -> str:
+    """What to call a node: its name, or its first result's where the name is only a number."""
+    if not _MACHINE_MADE.fullmatch(node.name):
+        return str(node.name)
+    result = next((name for name in node.output if name), "")
+    if not _MACHINE_MADE.fullmatch(result):
+        return str(result)
+    return f"{node.op_type}_{result.lstrip('abcdefghijklmnopqrstuvwxyz')}"

@@ -17,7 +17,7 @@ from importers import onnx_constants, onnx_control, onnx_infer, onnx_sequences
 from importers.onnx_constants import dtype_of_array
 from importers.onnx_fold import fold, is_foldable_size
 from importers.onnx_functions import instantiate, schema_body
-from importers.onnx_names import module_of
+from importers.onnx_names import module_of, name_of
 from importers.onnx_scope import Scope, canonical_domain
 from importers.onnx_structure import MAX_DEPTH, in_order, node_label, use_counts
 from importers.onnx_values import OnnxNode, OnnxValue, checked_shape, dtype_of
@@ -104,8 +104,8 @@ class Resolver:
             self._budget -= 1
             if self._budget < 0:
                 raise ModelFileError(
-                    f"functions and loops expand to more than {_EXPANSION_BUDGET} nodes beyond those "
-                    f"in the file (at {node_label(node)})"
+                    f"functions and loops expand to more than {_EXPANSION_BUDGET} nodes beyond "
+                    f"those in the file (at {node_label(node)})"
                 )
             self.visit(node, scope)
 
@@ -142,7 +142,7 @@ class Resolver:
         from onnx import helper
 
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        name = node.name or next((n for n in node.output if n), node.op_type)
+        name = name_of(node)
         version = scope.opsets.get(domain, 1)
         return OnnxNode(
             scope.prefix + name,
@@ -191,6 +191,11 @@ class Resolver:
         return True
 
     def append(self, node: NodeProto, resolved: OnnxNode, scope: Scope) -> None:
+        """Settles the node's result types and keeps it; or expands it by its schema's function.
+
+        Raises:
+            UnknownOperatorError: its result types cannot be told.
+        """
         if not self.has_rule(resolved.domain, resolved.op_type) and self._expand(
             node, resolved, scope
         ):
@@ -199,8 +204,8 @@ class Resolver:
         if types is None:
             place = f" in module {resolved.module!r}" if resolved.module else ""
             raise UnknownOperatorError(
-                f"{resolved.label}{place}: opbound does not know this operator and the file does not "
-                "state its result's shape; add it to importers/onnx_ops/ and graph_ir/ops/"
+                f"{resolved.label}{place}: the operator is unknown and the file does not state its "
+                "result's shape; add a rule to importers/onnx_ops/ and a record to graph_ir/ops/"
             )
         for name, type_ in zip(node.output, types, strict=True):
             if not name or type_ is None:
@@ -272,9 +277,9 @@ class Resolver:
         """Resolves a function's body in place of a call."""
         if scope.depth > MAX_DEPTH:
             raise ModelFileError(
-                f"{node_label(node)}: functions nest deeper than {MAX_DEPTH} (do they call themselves?)"
+                f"{node_label(node)}: functions nest deeper than {MAX_DEPTH}, perhaps without end"
             )
-        name = node.name or next((n for n in node.output if n), function.name)
+        name = name_of(node)
         opsets = {
             canonical_domain(o.domain): o.version for o in function.opset_import
         } or scope.opsets

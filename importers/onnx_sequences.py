@@ -1,6 +1,4 @@
-"""ONNX sequences and optionals: containers that exist while importing and leave no operator
-behind.
-"""
+"""ONNX sequences and optionals: containers that exist while importing and leave no operator."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from graph_ir.errors import ModelFileError
+from importers.onnx_names import name_of
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
@@ -18,8 +19,7 @@ MAX_DEPTH = 40
 def node_label(node: NodeProto) -> str:
     """How errors call a node: its name, or else its first result."""
     kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-    name = node.name or next((n for n in node.output if n), "")
-    return f"node {name!r} ({kind})"
+    return f"node {name_of(node)!r} ({kind})"
 
 
 def subgraphs(node: NodeProto) -> list[GraphProto]:
@@ -72,7 +72,7 @@ def in_order(nodes: Sequence[NodeProto], available: set[str]) -> list[NodeProto]
                 continue
             if name in producer or name in available:
                 raise ModelFileError(
-                    f"{node_label(node)} produces {name!r}, which exists already: names must be unique"
+                    f"{node_label(node)} produces {name!r}, which exists already: make names unique"
                 )
             producer[name] = index
     needs: list[list[str]] = []

@@ -68,9 +68,7 @@ def _varint(data: mmap.mmap | bytes, position: int, end: int) -> tuple[int, int]
 def _fields(
     data: mmap.mmap | bytes, start: int, end: int
 ) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yields (field number, wire type, start of the field, start of its value, end) of one
-    message.
-    """
+    """Yields (number, wire type, start of the field, start of its value, end) per field."""
     position = start
     while position < end:
         tag, value_start = _varint(data, position, end)

@@ -98,7 +98,7 @@ def _dequantize(node: Node, x: Array, scale: Array, zero: Array | None = None) -
 
 
 def _straight_through(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
-    """Rounding has no slope: the gradient passes unchanged (Bengio et al. 2013, arXiv 1308.3432)."""
+    """Rounding has no slope; the gradient passes (Bengio et al. 2013, arXiv 1308.3432)."""
     grad = grads[0]
     if grad is None or not node.inputs[0].type.dtype.is_float:
         return [None] * len(node.inputs)

@@ -114,9 +114,7 @@ def emit_norm(
     attrs: dict[str, int | float],
     label: str = "",
 ) -> Value:
-    """A layer or RMS norm. Its weights have the normalised dims; in training it saves
-    statistics.
-    """
+    """A layer or RMS norm; its weights have the normalised dims, training saves statistics."""
     x, *weights = operands
     rank = int(attrs["rank"])
     normal = x.type.shape[len(x.type.shape) - rank :]
