@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from graph_ir.equation import bind
+from graph_ir.equation import Equation, bind
 from graph_ir.errors import UnknownOperatorError
 from graph_ir.graph import Value
 from graph_ir.tensor_type import DType, TensorType
@@ -69,32 +69,45 @@ def _matmul_added(first: str, second: str) -> Rule:
 
 
 def _einsum(call: Call) -> Value:
-    """An einsum is an equation already; an ellipsis becomes capital letters."""
-    text = str(call["equation"]).replace(" ", "")
+    """An einsum is an equation already; three operands or more are multiplied pair by pair, as torch does."""
     operands = call.sequence("tensors")
-    left, _, right = text.partition("->")
-    terms = left.split(",")
-    if not right and "->" not in text:
-        letters = re.sub(r"[^A-Za-z]", "", left)
-        right = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
-    ranks = [
-        len(v.type.shape) - len(t.replace("...", "")) for v, t in zip(operands, terms, strict=True)
-    ]
-    batch = [
-        f"batch{i}"
-        for i in range(max([0, *(r for r, t in zip(ranks, terms, strict=True) if "..." in t)]))
-    ]
+    terms, result = einsum_names(str(call["equation"]), [len(v.type.shape) for v in operands])
+    sizes = {n: s for t, v in zip(terms, operands, strict=True) for n, s in zip(t, v.type.shape, strict=True)}
+    while len(operands) > 2:
+        wanted = {n for t in (*terms[2:], result) for n in t}
+        kept = [n for n in dict.fromkeys((*terms[0], *terms[1])) if n in wanted]
+        shape = call.type.with_shape(tuple(sizes[n] for n in kept))
+        equation = _spell(terms[:2], kept, operands[:2], shape.shape)
+        (pair,) = call.emit("einsum", operands[:2], [shape], {"equation": equation})
+        operands, terms = [pair, *operands[2:]], [kept, *terms[2:]]
+    return call.one("einsum", operands, equation=_spell(terms, result, operands, call.type.shape))
 
-    def names(term: str, rank: int) -> str:
+
+def einsum_names(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
+    """Dim names of each operand and of the result; an ellipsis becomes `batch0`, `batch1`, ..."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if not arrow:
+        letters = re.sub(r"[^A-Za-z]", "", left)
+        dots = "..." if "..." in left else ""
+        right = dots + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    hidden = [rank - len(t.replace("...", "")) for rank, t in zip(ranks, terms, strict=True)]
+    batch = [f"batch{i}" for i in range(max(hidden))]
+
+    def names(term: str, rank: int) -> list[str]:
         found: list[str] = []
         for part in re.findall(r"\.\.\.|[A-Za-z]", term):
             found += batch[len(batch) - rank :] if part == "..." else [part]
-        return " ".join(found)
+        return found
 
-    spelled = ", ".join(names(t, r) for t, r in zip(terms, ranks, strict=True))
-    shapes = [v.type.shape for v in operands]
-    equation = bind(f"{spelled} -> {names(right, len(batch))}", shapes, [call.type.shape])
-    return call.one("einsum", operands, equation=equation)
+    return [names(t, r) for t, r in zip(terms, hidden, strict=True)], names(right, len(batch))
+
+
+def _spell(
+    terms: Sequence[Sequence[str]], result: Sequence[str], operands: Sequence[Value], shape: tuple[int, ...]
+) -> Equation:
+    text = f"{', '.join(' '.join(t) for t in terms)} -> {' '.join(result)}"
+    return bind(text, [v.type.shape for v in operands], [shape])
 
 
 def _grouped_matmul(data: str, weights: str) -> Rule:

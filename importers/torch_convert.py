@@ -420,7 +420,8 @@ def _numpy(tensor: Any) -> Any:
     found = tensor.detach()
     if found.dtype == torch.bfloat16:
         found = found.float()
-    return found.numpy()
+    # A copy: a later in-place write must not reach what the graph has taken.
+    return found.numpy().copy()
 
 
 def _attribute(module: Any, path: str) -> Any:

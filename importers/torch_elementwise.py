@@ -109,10 +109,13 @@ def _binary(record: str) -> Rule:
 
 
 def _reverse_subtract(call: Call) -> Value:
-    other = call["other"]
+    """`rsub`: other - alpha * self."""
+    value, other, alpha = call.value("self"), call["other"], call["alpha"]
+    if alpha not in (None, 1):
+        (value,) = call.emit("mul", [value], [value.type], {"scalar": alpha}, "alpha")
     if is_tensor(other):
-        return call.one("sub", [call.value("other"), call.value("self")])
-    return call.one("sub", [call.value("self")], scalar=other, scalar_first=True)
+        return call.one("sub", [call.value("other"), value])
+    return call.one("sub", [value], scalar=other, scalar_first=True)
 
 
 def _gelu(call: Call) -> Value:
@@ -160,6 +163,23 @@ def _identity(call: Call) -> Any:
     return call["self"]
 
 
+def _detach(call: Call) -> Any:
+    """In training, where gradients end."""
+    if not call.training or not is_tensor(call["self"]):
+        return call["self"]
+    return call.one("detach", [call.value("self")], view=True)
+
+
+def _copy(call: Call) -> Any:
+    """`copy_`: what is written, in the shape and dtype of what it is written to."""
+    source = call.value("src")
+    if source.type.dtype != call.type.dtype:
+        (source,) = call.emit("cast", [source], [source.type.with_dtype(call.type.dtype)])
+    if source.type.shape != call.type.shape:
+        (source,) = call.emit("expand", [source], [call.type], {"view": True})
+    return source
+
+
 def _convert(call: Call) -> Value:
     """`to`: a cast if the dtype changes, else the tensor itself."""
     source = call.value("self")
@@ -191,8 +211,12 @@ def _filled(number: float | str | None) -> Rule:
         value = call[number] if isinstance(number, str) else number
         if number is None:
             return Constant(call.type)
-        if is_tensor(value) or prod(call.type.shape) > _SMALL_ELEMENTS:
-            return call.one("fill", [], value=0 if is_tensor(value) else value)
+        if isinstance(value, Constant) and value.content is not None:
+            value = value.content.item()
+        if is_tensor(value):
+            return call.one("expand", [call.converter.materialize(value, call.node)], view=True)
+        if prod(call.type.shape) > _SMALL_ELEMENTS:
+            return call.one("fill", [], value=value)
         dtype = call.node.meta["val"].dtype
         return Constant(call.type, torch.full(call.type.shape, value, dtype=dtype))
 
@@ -258,7 +282,8 @@ RULES: Mapping[str, Rule] = {
     "aten.dropout": _dropout,
     "aten.feature_dropout": _dropout,
     "aten.alpha_dropout": _dropout,
-    "aten.copy": lambda call: call["src"],
+    "aten.copy": _copy,
+    "aten.detach": _detach,
     "aten.fill": _filled("value"),
     "aten.zero": _filled(0),
     **{f"aten.{name}": _filled(0) for name in ("zeros", "zeros_like", "new_zeros")},

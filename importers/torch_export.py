@@ -10,7 +10,7 @@ from graph_ir.graph import Graph, GraphBuilder, Value
 from graph_ir.tensor_type import DType
 from importers.imported_model import ImportedModel, ImportOptions
 from importers.torch_canonical import rules
-from importers.torch_convert import Converter, InputHint, Settings
+from importers.torch_convert import Constant, Converter, InputHint, Settings
 from importers.torch_names import NodeNames
 
 
@@ -136,6 +136,9 @@ def _graph_inputs(
             found.append(tied[id(owner)])
             continue
         type_ = converter.type_of(tensor, node)
+        if kind == "constant":
+            found.append(Constant(type_, _content(program.constants.get(spec.target))))
+            continue
         if kind == "input":
             if not node.users and not _is_returned(node, program):
                 found.append(None)
@@ -153,6 +156,12 @@ def _graph_inputs(
             tied[id(owner)] = value
         found.append(value)
     return found
+
+
+def _content(tensor: Any) -> Any:
+    """A constant's own copy, unless it lives on the meta device or is traced."""
+    real = tensor is not None and tensor.device.type == "cpu" and type(tensor).__name__ != "FakeTensor"
+    return tensor.detach().clone() if real else None
 
 
 def hint_of(name: str, hints: Mapping[str, InputHint], rank: int) -> InputHint:

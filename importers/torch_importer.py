@@ -67,7 +67,7 @@ def _import_module(
     source: str,
     importer: str,
 ) -> ImportedModel:
-    """Traces a live module on the meta device with resized example inputs."""
+    """Traces a live module with resized example inputs; torch.export replaces its tensors by fake ones."""
     from importers.torch_export import export_module, import_program
 
     if example is None:
@@ -85,13 +85,14 @@ def _import_module(
         )
     args, kwargs = _arguments(torch, example)
     hints = _resize_hints(torch, args, kwargs, options, name)
-    args, kwargs = _to_meta(torch, (args, kwargs), hints)
-    was_training = module.training
+    args, kwargs = _resized(torch, (args, kwargs), hints)
+    modes = {m: m.training for m in module.modules()}
     module.train(options.mode == "training")
     try:
-        program = export_module(_on_meta(torch, module), args, kwargs, name=name)
+        program = export_module(module, args, kwargs, name=name)
     finally:
-        module.train(was_training)
+        for part, training in modes.items():
+            part.training = training
     return import_program(
         program,
         options,
@@ -101,19 +102,6 @@ def _import_module(
         importer=importer,
         inputs=_named_hints(torch, program, hints),
     )
-
-
-def _on_meta(torch: Any, module: Any) -> Any:
-    """A copy of the module without data: parameters and buffers on the meta device, ties kept."""
-    import copy
-
-    memo: dict[int, Any] = {}
-    for tensor in (*module.parameters(), *module.buffers()):
-        empty = torch.empty_like(tensor, device="meta")
-        if isinstance(tensor, torch.nn.Parameter):
-            empty = torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
-        memo[id(tensor)] = empty
-    return copy.deepcopy(module, memo)
 
 
 def _arguments(torch: Any, example: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -150,26 +138,29 @@ def _resize_hints(
         raise DimensionError(
             f"the example inputs of {name} have no sequence dim: resize them yourself"
         )
-    found = {}
+    found: dict[tuple[int, ...], tuple[tuple[int, ...], tuple[str | None, ...]]] = {}
     for tensor in tensors:
-        shape, dims = list(tensor.shape), [None] * tensor.ndim
+        shape = list(tensor.shape)
+        dims: list[str | None] = [None] * tensor.ndim
         if tensor.ndim and len(leading) == 1:
             shape[0] = options.batch or shape[0]
-            dims[0] = "batch"  # type: ignore[call-overload]
+            dims[0] = "batch"
         if tensor.ndim == 2 and not tensor.is_floating_point() and len(tokens) == 1:
             shape[1] = options.sequence or shape[1]
-            dims[1] = "sequence"  # type: ignore[call-overload]
+            dims[1] = "sequence"
         found[tuple(tensor.shape)] = (tuple(shape), tuple(dims))
     return found
 
 
-def _to_meta(torch: Any, tree: Any, hints: Mapping[Any, Any]) -> Any:
-    def meta(leaf: Any) -> Any:
+def _resized(torch: Any, tree: Any, hints: Mapping[Any, Any]) -> Any:
+    """The inputs in their new shapes, on the module's device; tracing never looks at contents."""
+
+    def resize(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
             return leaf
-        return torch.empty(hints[tuple(leaf.shape)][0], dtype=leaf.dtype, device="meta")
+        return leaf.new_empty(hints[tuple(leaf.shape)][0])
 
-    return torch.utils._pytree.tree_map(meta, tree)
+    return torch.utils._pytree.tree_map(resize, tree)
 
 
 def _named_hints(torch: Any, program: Any, hints: Mapping[Any, Any]) -> dict[str, InputHint]:

@@ -86,6 +86,14 @@ def _expand(call: Call) -> Value:
     return call.one("expand", [source], view=True)
 
 
+def _broadcast(call: Call) -> list[Value]:
+    """`broadcast_tensors`: every operand in the common shape."""
+    return [
+        v if v.type.shape == t.shape else call.emit("expand", [v], [t], {"view": True})[0]
+        for v, t in zip(call.sequence("tensors"), call.types, strict=True)
+    ]
+
+
 def slice_value(
     call: Call, source: Value, axis: int, start: int, length: int, step: int = 1, suffix: str = ""
 ) -> Value:
@@ -317,6 +325,7 @@ RULES: Mapping[str, Rule] = {
     "aten.expand": _expand,
     "aten.expand_as": _expand,
     "aten.broadcast_to": _expand,
+    "aten.broadcast_tensors": _broadcast,
     "aten.slice": _slice,
     "aten.narrow": _narrow,
     "aten.select": _select,

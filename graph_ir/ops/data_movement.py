@@ -304,6 +304,17 @@ register(
         linear="jointly",
         view_of=0,
     ),
+    # The same tensor, through which no gradient flows.
+    OpDef(
+        "detach",
+        "data_movement",
+        _reshape,
+        flops=0,
+        engine="copy",
+        evaluate=lambda node, x: x,
+        linear="jointly",
+        view_of=0,
+    ),
     # buffer, update -> the buffer with the update written at `start` along `axis`, in place.
     OpDef(
         "slice_update",
@@ -347,5 +358,26 @@ register(
         gradient=linear_gradient,
         evaluate=lambda node, x: np.flip(x, node.attrs["axes"]),
         linear="jointly",
+    ),
+)
+
+
+def _flattened(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
+    """A flat part of a tensor: no dim of it is a dim of the whole."""
+    dims, sizes = _names(inputs[0].shape)
+    sizes["part"] = outputs[0].shape[0]
+    return Equation((tuple(dims),), ((("part",),),), sizes, frozenset(sizes), None)
+
+
+register(
+    # A device's own contiguous part of a tensor that is stored flat and split (ZeRO, FSDP).
+    OpDef(
+        "own_part",
+        "data_movement",
+        _flattened,
+        flops=0,
+        engine="copy",
+        bytes_read=_result_bytes,
+        view_of=0,
     ),
 )
