@@ -1,9 +1,9 @@
 """Memory of one rank at its peak, from a walk over the graph's nodes.
 
 A value lives from the node that produces it to the last node that reads it. In a folded block that
-means: one copy while its own repetition runs, but one copy per repetition if the backward pass reads
-it, because all forward repetitions run before the first backward one. What a reader would get wrong:
-a view, an in-place update and a carried value have no memory of their own.
+means: one copy while its own repetition runs, but one copy per repetition if the backward pass
+reads it, because all forward repetitions run before the first backward one. What a reader would get
+wrong: a view, an in-place update and a carried value have no memory of their own.
 """
 
 from __future__ import annotations

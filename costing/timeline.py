@@ -1,0 +1,189 @@
+"""Simulates one rank's micro-batch on two streams: computation and communication.
+
+Both streams take the graph's nodes in order; a node starts when its stream is free and its operands
+are there. A collective that the next product waits for is exposed; the reduction of a weight's
+gradient, which only the optimizer waits for, hides behind the rest of the backward pass. Nothing
+marks a node as "overlapping": it follows from who reads what. A repeated block is simulated until
+two repetitions take equally long, then extrapolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from costing.memory import backward_start
+from costing.op_cost import OpCost
+from graph_ir.graph import Block, Graph, Node, Value
+
+_STEADY = 1e-9
+"""Relative change between two repetitions below which the next ones are taken to be the same."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A node on a stream, in the first repetition of its block."""
+
+    node: Node
+    communication: bool
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class PassTime:
+    """How long a part of the graph takes."""
+
+    time_s: float
+    compute_s: float
+    """Time in which the compute stream works."""
+    spans: tuple[Span, ...] = ()
+
+    @property
+    def exposed_s(self) -> float:
+        """Time in which the compute stream waits for communication."""
+        return max(self.time_s - self.compute_s, 0.0)
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """How long one stage's parts take."""
+
+    forward: PassTime
+    """One micro-batch."""
+    backward: PassTime
+    """One micro-batch, recomputation included, without what is done once per step."""
+    gradients: PassTime
+    """The last micro-batch's backward pass, with the reduction of the gradients."""
+    optimizer: PassTime
+    """The update, with what is communicated after it."""
+
+    @property
+    def tail_s(self) -> float:
+        """What the reduction of gradients adds to the end of the step."""
+        return max(self.gradients.time_s - self.backward.time_s, 0.0)
+
+
+def stage_times(graph: Graph, costs: Mapping[Node, OpCost]) -> StageTimes:
+    """Simulates the forward pass, the backward pass and the update of one stage.
+
+    Args:
+        graph: of one micro-batch on one rank, folded or not.
+        costs: of one application of each node.
+    """
+    split = backward_start(graph)
+    update = _update_nodes(graph)
+    once = _once_per_step(graph) - update
+    forward = [n for n in graph.nodes[:split] if n not in update]
+    backward = [n for n in graph.nodes[split:] if n not in update]
+    return StageTimes(
+        forward=_Streams(graph, costs).run(forward),
+        backward=_Streams(graph, costs).run([n for n in backward if n not in once]),
+        gradients=_Streams(graph, costs).run(backward),
+        optimizer=_Streams(graph, costs).run([n for n in graph.nodes if n in update]),
+    )
+
+
+def _update_nodes(graph: Graph) -> set[Node]:
+    """The optimizer's nodes and all that follows from their results."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        after = any(graph.producers.get(v) in found for v in node.inputs)
+        if node.phase == "optimizer" or after:
+            found.add(node)
+    return found
+
+
+def _once_per_step(graph: Graph) -> set[Node]:
+    """Collectives whose results only the update needs.
+
+    Gradients are summed over micro-batches first, so these run once, with the last one.
+    """
+    needed: set[Value] = {c.result for b in graph.blocks for c in b.carries}
+    found: set[Node] = set()
+    for node in reversed(graph.nodes):
+        kind = node.definition.kind
+        feeds = any(v in needed for v in node.outputs)
+        if feeds or kind in ("contraction", "attention", "normalization"):
+            needed.update(node.inputs)
+        elif kind == "collective" and node.phase != "forward":
+            returned = any(v in graph.outputs for v in node.outputs)
+            if not returned:
+                found.add(node)
+    return found
+
+
+class _Streams:
+    """The two streams' clocks, and when each value is there."""
+
+    def __init__(self, graph: Graph, costs: Mapping[Node, OpCost]) -> None:
+        self.graph = graph
+        self.costs = costs
+        self.clock = [0.0, 0.0]
+        self.ready: dict[Value, float] = {}
+        self.compute_s = 0.0
+        self.spans: list[Span] = []
+
+    def run(self, nodes: Iterable[Node]) -> PassTime:
+        """Runs nodes in order and returns the time until both streams are done."""
+        segments: list[tuple[Block | None, list[Node]]] = []
+        for node in nodes:
+            block = self.graph.block_of.get(node)
+            if not segments or segments[-1][0] is not block:
+                segments.append((block, []))
+            segments[-1][1].append(node)
+        for block, members in segments:
+            if block is None:
+                for node in members:
+                    self._execute(node, record=True)
+            else:
+                self._repeat(block, members)
+        return PassTime(max(self.clock), self.compute_s, tuple(self.spans))
+
+    def _repeat(self, block: Block, members: list[Node]) -> None:
+        for carry in block.carries:
+            self.ready[carry.argument] = self.ready.get(carry.initial, 0.0)
+        before: list[float] | None = None
+        for repetition in range(block.count):
+            start, busy = list(self.clock), self.compute_s
+            for node in members:
+                self._execute(node, record=repetition == 0)
+            for carry in block.carries:
+                self.ready[carry.argument] = self.ready.get(carry.result, 0.0)
+            steps = [now - then for now, then in zip(self.clock, start, strict=True)]
+            left = block.count - repetition - 1
+            if left and before is not None and _equal(steps, before):
+                self._skip(members, steps, left, self.compute_s - busy)
+                return
+            before = steps
+
+    def _skip(self, members: list[Node], steps: list[float], times: int, busy: float) -> None:
+        """Lets `times` more repetitions pass, each like the last one."""
+        for node in members:
+            ahead = steps[node.definition.kind == "collective"] * times
+            for value in node.outputs:
+                self.ready[value] += ahead
+        self.clock = [now + step * times for now, step in zip(self.clock, steps, strict=True)]
+        self.compute_s += busy * times
+
+    def _execute(self, node: Node, record: bool) -> None:
+        stream = int(node.definition.kind == "collective")
+        duration = self.costs[node].time_s
+        inputs = max((self.ready.get(v, 0.0) for v in node.inputs), default=0.0)
+        # A view takes no time on a stream: it is there when its operand is.
+        if duration == 0.0:
+            end = inputs
+        else:
+            start = max(self.clock[stream], inputs)
+            end = start + duration
+            self.clock[stream] = end
+            if not stream:
+                self.compute_s += duration
+            if record:
+                self.spans.append(Span(node, bool(stream), start, end))
+        for value in node.outputs:
+            self.ready[value] = end
+
+
+def _equal(a: list[float], b: list[float]) -> bool:
+    return all(abs(x - y) <= _STEADY * max(abs(x), abs(y)) for x, y in zip(a, b, strict=True))
