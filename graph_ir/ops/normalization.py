@@ -15,6 +15,7 @@ import numpy as np
 from graph_ir.equation import Dim, Equation
 from graph_ir.evaluate import Array
 from graph_ir.op_def import OpDef, register
+from graph_ir.ops.convolution import localize_groups
 from graph_ir.tensor_type import TensorType
 
 if TYPE_CHECKING:
@@ -111,10 +112,6 @@ def _layer_norm_backward_equation(
     """`... d, ... d, ..., d -> ... d, d, d`: the weights' gradients sum over the rows."""
     rows, norm, sizes = _row_dims(inputs[0], attrs.get("rank", 1))
     x, stat, w = (*rows, *norm), tuple(rows), tuple(norm)
-
-    def dims(t: TensorType) -> tuple[Dim, ...]:
-        return {len(x): x, len(stat): stat, len(w): w}[len(t.shape)]
-
     operands = (x, x, *[stat if i < attrs["statistics"] else w for i in range(len(inputs) - 2)])
     results = (x, *[w] * (len(outputs) - 1))
     return Equation(operands, results, sizes, frozenset(d[0] for d in norm))
@@ -142,13 +139,19 @@ def _rms_norm(node: Node, x: Array, *weights: Array) -> tuple[Array, ...]:
 
 
 def _norm_backward(node: Node, dy: Array, x: Array, *rest: Array) -> tuple[Array, ...]:
-    rank = node.attrs.get("rank", 1)
+    """Statistics that the forward pass did not save are taken again."""
+    rank, statistics = node.attrs.get("rank", 1), node.attrs["statistics"]
     axes = tuple(range(-rank, 0))
-    stats = [s.reshape(s.shape + (1,) * rank) for s in rest[: node.attrs["statistics"]]]
-    weights = rest[node.attrs["statistics"] :]
-    centred = len(stats) == 2
-    inverse = stats[-1]
-    xhat = (x - stats[0]) * inverse if centred else x * inverse
+    centred = node.op == "layer_norm_backward"
+    stats = [s.reshape(s.shape + (1,) * rank) for s in rest[:statistics]]
+    weights = rest[statistics:]
+    centre = x.mean(axis=axes, keepdims=True) if centred else 0.0
+    if stats:
+        inverse = stats[-1]
+    else:
+        square = ((x - centre) ** 2).mean(axis=axes, keepdims=True)
+        inverse = 1 / np.sqrt(square + node.attrs.get("eps", 1e-5 if centred else 1e-6))
+    xhat = (x - centre) * inverse
     g = dy * weights[0] if weights else dy
     dx = g - xhat * (g * xhat).mean(axis=axes, keepdims=True)
     if centred:
@@ -178,13 +181,21 @@ def _channel_dims(x: TensorType, groups: int) -> tuple[tuple[Dim, ...], dict[str
 
 
 def _group_norm_equation(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
-    """`n (g c) x, (g c), (g c) -> n (g c) x`: whole groups can be split. Instance norm has c = 1."""
+    """`n (g c) x, (g c), (g c) -> n (g c) x, n g, n g`: whole groups can be split.
+
+    The last two results are mean and inverse deviation, where asked for. Instance norm has c = 1. The
+    backward operator has the same dims; its weights' gradients sum over n.
+    """
     x, sizes = _channel_dims(inputs[0], attrs["groups"])
-    channel = (("g", "c"),)
-    operands = tuple(x if t.shape == inputs[0].shape else channel for t in inputs)
-    results = tuple(x if t.shape == inputs[0].shape else channel for t in outputs)
     fixed = frozenset({"c", *(d[0] for d in x[2:])})
-    reduction = "sum" if len(outputs) > 1 else None
+
+    def dims(t: TensorType) -> tuple[Dim, ...]:
+        if t.shape == inputs[0].shape:
+            return x
+        return (("g", "c"),) if len(t.shape) == 1 else (("n",), ("g",))
+
+    operands, results = tuple(map(dims, inputs)), tuple(map(dims, outputs))
+    reduction = "sum" if any(len(t.shape) == 1 for t in outputs) else None
     return Equation(operands, results, sizes, fixed, reduction)
 
 
@@ -208,14 +219,37 @@ def _per_channel(v: Array, x: Array) -> Array:
     return v.reshape((1, -1) + (1,) * (x.ndim - 2))
 
 
-def _group_norm(node: Node, x: Array, *weights: Array) -> Array:
-    g = node.attrs["groups"]
-    split = x.reshape(x.shape[0], g, -1)
-    deviation = np.sqrt(split.var(axis=-1, keepdims=True) + node.attrs.get("eps", 1e-5))
-    y = ((split - split.mean(axis=-1, keepdims=True)) / deviation).reshape(x.shape)
+def _group_statistics(node: Node, split: Array) -> tuple[Array, Array]:
+    """Mean and inverse deviation [n, g, 1] of split[n, g, ...]."""
+    variance = split.var(axis=-1, keepdims=True)
+    inverse = 1 / np.sqrt(variance + node.attrs.get("eps", 1e-5))
+    return split.mean(axis=-1, keepdims=True), inverse
+
+
+def _group_norm(node: Node, x: Array, *weights: Array) -> tuple[Array, ...]:
+    split = x.reshape(x.shape[0], node.attrs["groups"], -1)
+    mean, inverse = _group_statistics(node, split)
+    y = ((split - mean) * inverse).reshape(x.shape)
     for i, w in enumerate(weights):
         y = y * _per_channel(w, x) if i == 0 else y + _per_channel(w, x)
-    return y
+    return (y, mean[..., 0], inverse[..., 0])[: len(node.outputs)]
+
+
+def _group_norm_backward(node: Node, dy: Array, x: Array, *rest: Array) -> tuple[Array, ...]:
+    """Operands: gradient, x, the saved statistics (attribute `statistics` of them), the weight if any."""
+    shape = (x.shape[0], node.attrs["groups"], -1)
+    saved, weights = rest[: node.attrs["statistics"]], rest[node.attrs["statistics"] :]
+    split = x.reshape(shape)
+    if len(saved) == 2:
+        mean, inverse = (s[..., None] for s in saved)
+    else:
+        mean, inverse = _group_statistics(node, split)
+    xhat = (split - mean) * inverse
+    g = (dy * _per_channel(weights[0], x) if weights else dy).reshape(shape)
+    dx = g - g.mean(axis=-1, keepdims=True) - xhat * (g * xhat).mean(axis=-1, keepdims=True)
+    axes = (0, *range(2, x.ndim))
+    dw = (dy * xhat.reshape(x.shape)).sum(axis=axes)
+    return ((dx * inverse).reshape(x.shape), dw, dy.sum(axis=axes))[: len(node.outputs)]
 
 
 def _batch_norm(node: Node, x: Array, *rest: Array) -> tuple[Array, ...]:
@@ -232,26 +266,36 @@ def _batch_norm(node: Node, x: Array, *rest: Array) -> tuple[Array, ...]:
 
 
 def _channel_norm_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
-    """Reads the operand again; the statistics are per channel and small."""
+    """Reads the operand again; the statistics are small.
+
+    A batch norm's are per channel: the batch's own in training, the running ones at inference.
+    """
     if grads[0] is None:
         return [None] * len(node.inputs)
-    x, *weights = node.inputs
-    types = [x.type, *(w.type for w in weights[:2])]
-    operands = [grads[0], x, *weights[:1], *node.outputs[1:]]
-    results = b.emit(node, f"{node.op}_backward", operands, types, node.attrs)
+    x, *rest = node.inputs
+    weights, statistics = rest[:2], [*node.outputs[1:], *rest[2:]]
+    operands = [grads[0], x, *statistics, *weights[:1]]
+    attrs = {k: v for k, v in node.attrs.items() if k != "equation"}
+    attrs["statistics"] = len(statistics)
+    types = [x.type, *(w.type for w in weights)]
+    results = b.emit(node, f"{node.op}_backward", operands, types, attrs)
     return [*results, *[None] * (len(node.inputs) - len(results))]
 
 
 def _batch_norm_backward(
-    node: Node, dy: Array, x: Array, weight: Array, *stats: Array
+    node: Node, dy: Array, x: Array, mean: Array, spread: Array, weight: Array
 ) -> tuple[Array, ...]:
+    """`spread` is the batch's inverse deviation in training, the running variance at inference."""
     axes = (0, *range(2, x.ndim))
-    mean, inverse = (_per_channel(s, x) for s in stats)
-    xhat = (x - mean) * inverse
+    training = node.attrs.get("training")
+    inverse = spread if training else 1 / np.sqrt(spread + node.attrs.get("eps", 1e-5))
+    xhat = (x - _per_channel(mean, x)) * _per_channel(inverse, x)
     dw, db = (dy * xhat).sum(axis=axes), dy.sum(axis=axes)
-    count = x.size / x.shape[1]
-    dx = dy - (_per_channel(db, x) + xhat * _per_channel(dw, x)) / count
-    return dx * inverse * _per_channel(weight, x), dw, db
+    dx = dy
+    if training:
+        count = x.size / x.shape[1]
+        dx = dy - (_per_channel(db, x) + xhat * _per_channel(dw, x)) / count
+    return dx * _per_channel(inverse * weight, x), dw, db
 
 
 def _norm(name: str, equation: Any, flops: float, **extra: Any) -> OpDef:
@@ -295,9 +339,20 @@ register(
     _norm("rms_norm_backward", _layer_norm_backward_equation, 11, evaluate=_norm_backward),
     # Attribute `groups`.
     _norm(
-        "group_norm", _group_norm_equation, 8, gradient=_channel_norm_gradient, evaluate=_group_norm
+        "group_norm",
+        _group_norm_equation,
+        8,
+        gradient=_channel_norm_gradient,
+        evaluate=_group_norm,
+        localize=localize_groups,
     ),
-    _norm("group_norm_backward", _group_norm_equation, 14),
+    _norm(
+        "group_norm_backward",
+        _group_norm_equation,
+        14,
+        evaluate=_group_norm_backward,
+        localize=localize_groups,
+    ),
     # Attribute `training`; its results are then also the batch's mean and inverse deviation.
     _norm(
         "batch_norm", _batch_norm_equation, 4, gradient=_channel_norm_gradient, evaluate=_batch_norm

@@ -9,7 +9,6 @@ from __future__ import annotations
 from graph_ir.errors import MeshError
 from graph_ir.graph import Graph
 from graph_ir.logical_axes import Axis, LogicalAxes
-from partitioner.coalesce import coalesce
 from partitioner.propagate import Plan, split_graph
 from partitioner.strategies import Pass
 from partitioner.strategy import Strategy
@@ -46,7 +45,7 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
                 f"dp={mesh_axis.size} does not divide the batch of {axis.size}; "
                 f"use --batch with a multiple of {mesh_axis.size}"
             )
-    return coalesce(split_graph(graph, axes, Plan(mesh_axis, batch, batch=True)), "dp")
+    return split_graph(graph, axes, Plan(mesh_axis, batch, batch=True))
 
 
 PASS = Pass("data", 30, apply)

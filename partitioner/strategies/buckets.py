@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from graph_ir.graph import Graph, Node
+from partitioner.strategies import Pass
+from partitioner.strategy import Strategy
 
 
 def coalesce(graph: Graph, mesh_axis: str) -> Graph:
@@ -56,3 +58,13 @@ def _is_gradient(graph: Graph, node: Node, mesh_axis: str) -> bool:
         return False
     readers = [reader for v in node.outputs for reader in graph.users.get(v, ())]
     return bool(readers) and all(r.phase == "optimizer" for r in readers)
+
+
+def apply(graph: Graph, strategy: Strategy) -> Graph:
+    """Joins gradient all-reduces over the mesh axis `dp`."""
+    if strategy.mesh.axis("dp").size == 1:
+        return graph
+    return coalesce(graph, "dp")
+
+
+PASS = Pass("buckets", 60, apply)
