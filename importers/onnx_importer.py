@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from graph_ir.errors import OpboundError, UnknownOperatorError
 from graph_ir.graph import GraphBuilder, Value
+from graph_ir.op_def import all_ops
 from graph_ir.tensor_type import DType
 from importers.imported_model import ImportedModel, ImportOptions
 from importers.onnx_dims import DimBinder
@@ -87,9 +89,10 @@ def _translate(emitter: Emitter, node: OnnxNode, options: ImportOptions) -> None
 
 
 def _unknown(emitter: Emitter, node: OnnxNode, options: ImportOptions) -> list[Value | None]:
-    """A node that stands for an operator without a translation, where the user accepts that."""
+    """An operator without a rule: by the record of its own name, else `unknown` on request."""
     kind = f"{node.domain or 'ai.onnx'}::{node.op_type}"
-    if not options.allow_unknown:
+    record = _record_of(node)
+    if record is None and not options.allow_unknown:
         place = f" in module {node.module!r}" if node.module else ""
         raise UnknownOperatorError(
             f"node {node.name!r}{place}: operator {kind} has no translation; add a rule to "
@@ -98,9 +101,21 @@ def _unknown(emitter: Emitter, node: OnnxNode, options: ImportOptions) -> list[V
     present = [i for i, v in enumerate(node.outputs) if v is not None]
     types = [emitter.result_type(node, i) for i in present]
     operands = [emitter.operand(v) for v in node.inputs if v is not None and v.sequence is None]
-    results = emitter.emit_all(node, "unknown", operands, types, {"frontend": kind})
+    attrs = {"frontend": kind} if record is None else dict(node.attributes)
+    results = emitter.emit_all(node, record or "unknown", operands, types, attrs)
     found = dict(zip(present, results, strict=True))
     return [found.get(i) for i in range(len(node.outputs))]
+
+
+def _record_of(node: OnnxNode) -> str | None:
+    """The record named like a custom operator (GatedLinear: gated_linear), operands in its order.
+
+    Domains that have translations are left out: their operators' operands have another order.
+    """
+    if any(node.domain == domain for domain, _ in RULES):
+        return None
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", node.op_type).lower()
+    return name if name in all_ops() else None
 
 
 def _size_of(inputs: Sequence[Value], meaning: str) -> int | None:
