@@ -9,7 +9,7 @@ wrong: a view, an in-place update and a carried value have no memory of their ow
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,16 +37,34 @@ class MemoryUse:
         """Sum over the kinds."""
         return sum(self.by_kind_bytes.values())
 
+    @property
+    def passing_bytes(self) -> int:
+        """What one micro-batch needs on its way."""
+        return self.by_kind_bytes["activations"] + self.by_kind_bytes["workspace"]
 
-def memory_use(
-    graph: Graph, in_flight: float = 1.0, inner: Iterable[Value] = frozenset()
-) -> MemoryUse:
-    """Finds the peak of one rank.
+
+def stage_memory(chunks: Sequence[MemoryUse], in_flight: Sequence[int]) -> MemoryUse:
+    """The peak of a rank that holds several chunks of the model.
+
+    Args:
+        chunks: use of each chunk by one micro-batch.
+        in_flight: micro-batches of each chunk that wait for their backward pass at the peak.
+    """
+    kinds = {kind: sum(use.by_kind_bytes[kind] for use in chunks) for kind in KINDS}
+    # One micro-batch is somewhere in its passes, in the chunk where that takes most.
+    passing = max(chunks, key=lambda use: use.passing_bytes)
+    held = sum(use.saved_bytes * n for use, n in zip(chunks, in_flight, strict=True))
+    waiting = max(held - passing.saved_bytes, 0)
+    kinds["activations"] = passing.by_kind_bytes["activations"] + waiting
+    kinds["workspace"] = passing.by_kind_bytes["workspace"]
+    return MemoryUse(kinds, sum(use.saved_bytes for use in chunks))
+
+
+def memory_use(graph: Graph, inner: Iterable[Value] = frozenset()) -> MemoryUse:
+    """Finds the peak of one rank while it works on one micro-batch.
 
     Args:
         graph: one rank's graph of one micro-batch, folded or not.
-        in_flight: micro-batches that are between their forward and their backward pass at once;
-            a fraction where a stage holds only some of its chunks.
         inner: values that never reach main memory (inside a fused kernel).
     """
     walk = _Walk(graph, frozenset(inner))
@@ -55,10 +73,8 @@ def memory_use(
     saved, profile, forward_made = walk.profile(resident)
     if not graph.nodes:
         return MemoryUse(kinds, 0)
-    # Micro-batches that wait hold only what they saved; one more is somewhere in its passes.
-    waiting = max(in_flight - 1.0, 0.0) * saved
     peak = int(np.argmax(profile))
-    kinds["activations"] = round(float(waiting + forward_made[peak]))
+    kinds["activations"] = round(float(forward_made[peak]))
     kinds["workspace"] = round(float(profile[peak] - forward_made[peak]))
     return MemoryUse(kinds, saved)
 

@@ -47,9 +47,9 @@ class PipelineTimeline:
     """From the first forward pass to the end of the last pass of any stage."""
     busy_s: tuple[float, ...]
     """Time each stage works."""
-    in_flight: tuple[int, ...]
-    """For each stage, the most micro-batches (times chunks) whose forward pass is done and whose
-    backward pass is not: as many sets of saved activations it holds."""
+    in_flight: tuple[tuple[int, ...], ...]
+    """For each stage and each of its chunks, the micro-batches whose forward pass is done and whose
+    backward pass is not, when they are most: as many sets of saved activations it holds."""
     events: tuple[Event, ...]
 
     @property
@@ -133,8 +133,8 @@ class Schedule:
 
 def simulate(
     schedule: Schedule,
-    forward_s: Sequence[float],
-    backward_s: Sequence[float],
+    forward_s: Sequence[float | Sequence[float]],
+    backward_s: Sequence[float | Sequence[float]],
     microbatches: int,
     transfer_s: float = 0.0,
 ) -> PipelineTimeline:
@@ -142,7 +142,8 @@ def simulate(
 
     Args:
         schedule: which one.
-        forward_s: time of one micro-batch's forward pass on each stage, over all its chunks.
+        forward_s: time of one micro-batch's forward pass on each stage: of each of its chunks, or one
+            number to share out among them.
         backward_s: the same for the backward pass; all zero for inference.
         microbatches: per step.
         transfer_s: from the end of a pass on one stage until its result is at the next stage.
@@ -151,11 +152,12 @@ def simulate(
         MeshError: if the schedule does not fit.
     """
     stages, chunks = len(forward_s), schedule.chunks
-    training = any(t > 0 for t in backward_s)
-    orders = [schedule.order(s, stages, microbatches, training) for s in range(stages)]
     durations = [
-        (b / chunks, f / chunks) for f, b in zip(forward_s, backward_s, strict=True)
-    ]  # indexed by Work.forward
+        {True: _per_chunk(f, chunks), False: _per_chunk(b, chunks)}
+        for f, b in zip(forward_s, backward_s, strict=True)
+    ]
+    training = any(t > 0 for d in durations for t in d[False])
+    orders = [schedule.order(s, stages, microbatches, training) for s in range(stages)]
     last = stages * chunks - 1
     done: list[dict[Work, float]] = [{} for _ in range(stages)]
     clock = [0.0] * stages
@@ -178,7 +180,7 @@ def simulate(
                     waiting[needed] = stage
                     break
                 start = max(start, end + (transfer_s if source != stage else 0.0))
-            end = start + durations[stage][work.forward]
+            end = start + durations[stage][work.forward][work.chunk]
             clock[stage] = end
             done[stage][work] = end
             events.append(Event(stage, start, end, work))
@@ -190,13 +192,8 @@ def simulate(
         raise MeshError(
             f"schedule {schedule.name!r} waits for itself: {microbatches} micro-batches"
         )
-    busy = tuple(
-        len(orders[s]) * durations[s][True]
-        if not training
-        else microbatches * (forward_s[s] + backward_s[s])
-        for s in range(stages)
-    )
-    in_flight = tuple(_in_flight(order) for order in orders)
+    busy = tuple(microbatches * (sum(d[True]) + sum(d[False])) for d in durations)
+    in_flight = tuple(_in_flight(order, chunks) for order in orders)
     return PipelineTimeline(max(clock), busy, in_flight, tuple(events))
 
 
@@ -214,9 +211,18 @@ def _needed(stage: int, work: Work, stages: int, last: int) -> tuple[int, Work] 
     return after % stages, Work(after // stages, work.microbatch, False)
 
 
-def _in_flight(order: Sequence[Work]) -> int:
-    held = most = 0
+def _per_chunk(seconds: float | Sequence[float], chunks: int) -> list[float]:
+    if isinstance(seconds, int | float):
+        return [seconds / chunks] * chunks
+    if len(seconds) != chunks:
+        raise MeshError(f"a stage has {len(seconds)} chunks, but the schedule wants {chunks}")
+    return list(seconds)
+
+
+def _in_flight(order: Sequence[Work], chunks: int) -> tuple[int, ...]:
+    held, most = [0] * chunks, [0] * chunks
     for work in order:
-        held += 1 if work.forward else -1
-        most = max(most, held)
-    return most
+        held[work.chunk] += 1 if work.forward else -1
+        if sum(held) > sum(most):
+            most = list(held)
+    return tuple(most)

@@ -4,7 +4,8 @@ Both streams take the graph's nodes in order; a node starts when its stream is f
 are there. A collective that the next product waits for is exposed; the reduction of a weight's
 gradient, which only the optimizer waits for, hides behind the rest of the backward pass. Nothing
 marks a node as "overlapping": it follows from who reads what. A repeated block is simulated until
-two repetitions take equally long, then extrapolated.
+two repetitions take equally long, then extrapolated. What is sent to and received from other stages
+is left to the pipeline's schedule.
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ class _Streams:
 
     def _execute(self, node: Node, record: bool) -> None:
         stream = int(node.definition.kind == "collective")
-        duration = self.costs[node].time_s
+        duration = 0.0 if node.op in ("send", "recv") else self.costs[node].time_s
         inputs = max((self.ready.get(v, 0.0) for v in node.inputs), default=0.0)
         # A view takes no time on a stream: it is there when its operand is.
         if duration == 0.0:
