@@ -9,7 +9,7 @@ wrong: a view, an in-place update and a carried value have no memory of their ow
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,27 +37,18 @@ class MemoryUse:
         """Sum over the kinds."""
         return sum(self.by_kind_bytes.values())
 
-    @property
-    def passing_bytes(self) -> int:
-        """What one micro-batch needs on its way."""
-        return self.by_kind_bytes["activations"] + self.by_kind_bytes["workspace"]
 
-
-def stage_memory(chunks: Sequence[MemoryUse], in_flight: Sequence[int]) -> MemoryUse:
-    """The peak of a rank that holds several chunks of the model.
+def waiting_memory(use: MemoryUse, in_flight: float) -> MemoryUse:
+    """The peak of a rank where several micro-batches wait for their backward pass.
 
     Args:
-        chunks: use of each chunk by one micro-batch.
-        in_flight: micro-batches of each chunk that wait for their backward pass at the peak.
+        use: of one micro-batch.
+        in_flight: micro-batches between their passes, the one that is on its way included; a
+            fraction where a schedule advances one in parts (interleaved chunks).
     """
-    kinds = {kind: sum(use.by_kind_bytes[kind] for use in chunks) for kind in KINDS}
-    # One micro-batch is somewhere in its passes, in the chunk where that takes most.
-    passing = max(chunks, key=lambda use: use.passing_bytes)
-    held = sum(use.saved_bytes * n for use, n in zip(chunks, in_flight, strict=True))
-    waiting = max(held - passing.saved_bytes, 0)
-    kinds["activations"] = passing.by_kind_bytes["activations"] + waiting
-    kinds["workspace"] = passing.by_kind_bytes["workspace"]
-    return MemoryUse(kinds, sum(use.saved_bytes for use in chunks))
+    kinds = dict(use.by_kind_bytes)
+    kinds["activations"] += round(max(in_flight - 1.0, 0.0) * use.saved_bytes)
+    return MemoryUse(kinds, use.saved_bytes)
 
 
 def memory_use(graph: Graph, inner: Iterable[Value] = frozenset()) -> MemoryUse:
@@ -82,9 +73,14 @@ def memory_use(graph: Graph, inner: Iterable[Value] = frozenset()) -> MemoryUse:
 def backward_start(graph: Graph) -> int:
     """Index of the first node of the backward pass; past the end if there is none."""
     for i, node in enumerate(graph.nodes):
-        if node.phase in ("backward", "recompute"):
+        if pass_of(node) in ("backward", "recompute"):
             return i
     return len(graph.nodes)
+
+
+def pass_of(node: Node) -> str:
+    """The pass a node belongs to; a collective's phase is its own, its pass an attribute."""
+    return str(node.attrs.get("during", node.phase))
 
 
 class _Walk:

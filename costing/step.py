@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from costing.hardware import Hardware
 from costing.kernels import Group, eager_groups, inner_values, price_graph
-from costing.memory import MemoryUse, memory_use, stage_memory
+from costing.memory import MemoryUse, memory_use, pass_of, waiting_memory
 from costing.node_cost import NodePricer
 from costing.op_cost import OpCost
 from costing.schedule import PipelineTimeline, Schedule, simulate
@@ -17,8 +17,8 @@ from graph_ir.partitioned import PartitionedGraph
 
 
 @dataclass(frozen=True)
-class ChunkCost:
-    """What a chunk of the model costs on its rank."""
+class StageCost:
+    """What one pipeline stage costs on each of its ranks."""
 
     graph: Graph
     costs: dict[Node, OpCost]
@@ -40,7 +40,7 @@ class StepCost:
     """Share of the step in which the busiest stage waits for another stage."""
     busiest: int
     """Index of the stage that works longest."""
-    stages: tuple[tuple[ChunkCost, ...], ...]
+    stages: tuple[StageCost, ...]
     pipeline: PipelineTimeline
     memory: tuple[MemoryUse, ...]
     """Of each stage."""
@@ -63,7 +63,7 @@ def step_cost(
     """Prices one step.
 
     Args:
-        partitioned: one rank's graphs; equal chunks share a graph and are priced once.
+        partitioned: one rank's graphs; equal stages share a graph, priced once.
         hardware: the device.
         schedule: pipeline schedule.
         microbatches: per step and data-parallel replica.
@@ -75,20 +75,19 @@ def step_cost(
         MeshError: if the schedule does not fit the micro-batches.
     """
     pricer = pricer or NodePricer(hardware)
-    known: dict[int, ChunkCost] = {}
+    known: dict[Graph, StageCost] = {}
     for stage in partitioned.stages:
-        for chunk in stage.chunks:
-            if id(chunk.graph) not in known:
-                known[id(chunk.graph)] = chunk_cost(chunk.graph, hardware, groups, pricer)
-    stages = tuple(tuple(known[id(c.graph)] for c in s.chunks) for s in partitioned.stages)
+        if stage.graph not in known:
+            known[stage.graph] = stage_cost(stage.graph, hardware, groups, pricer)
+    stages = tuple(known[stage.graph] for stage in partitioned.stages)
     pipeline = simulate(
         schedule,
-        [[c.times.forward.time_s for c in chunks] for chunks in stages],
-        [[c.times.backward.time_s for c in chunks] for chunks in stages],
+        [stage.times.forward.time_s for stage in stages],
+        [stage.times.backward.time_s for stage in stages],
         microbatches,
-        _transfer_s(stages),
+        max(_transfer_s(stage) for stage in known.values()),
     )
-    tails = [_tail_s(chunks) for chunks in stages]
+    tails = [s.times.tail_s + s.times.optimizer.time_s for s in stages]
     work = [b + tail for b, tail in zip(pipeline.busy_s, tails, strict=True)]
     ends = [0.0] * len(stages)
     for event in pipeline.events:
@@ -106,44 +105,36 @@ def step_cost(
         stages=stages,
         pipeline=pipeline,
         memory=tuple(
-            stage_memory([c.memory for c in chunks], held)
-            for chunks, held in zip(stages, pipeline.in_flight, strict=True)
+            waiting_memory(stage.memory, sum(held) / schedule.chunks)
+            for stage, held in zip(stages, pipeline.in_flight, strict=True)
         ),
     )
 
 
-def chunk_cost(
+def stage_cost(
     graph: Graph,
     hardware: Hardware,
     groups: Callable[[Graph], Sequence[Group]] = eager_groups,
     pricer: NodePricer | None = None,
-) -> ChunkCost:
+) -> StageCost:
     """Prices one rank's graph on its own: every node, the streams, the memory."""
     kernels = groups(graph)
     costs = price_graph(graph, hardware, kernels, pricer)
     memory = memory_use(graph, inner_values(graph, kernels))
-    return ChunkCost(graph, costs, stage_times(graph, costs), memory)
+    return StageCost(graph, costs, stage_times(graph, costs), memory)
 
 
-def _tail_s(chunks: Sequence[ChunkCost]) -> float:
-    """What follows a stage's last pass: the rest of its first chunk's gradients, and the update."""
-    return chunks[0].times.tail_s + sum(c.times.optimizer.time_s for c in chunks)
+def _exposed_s(stage: StageCost, microbatches: int) -> float:
+    times = stage.times
+    per_microbatch = times.forward.exposed_s + times.backward.exposed_s
+    return microbatches * per_microbatch + times.tail_s + times.optimizer.exposed_s
 
 
-def _exposed_s(chunks: Sequence[ChunkCost], microbatches: int) -> float:
-    per_microbatch = sum(c.times.forward.exposed_s + c.times.backward.exposed_s for c in chunks)
-    update = sum(c.times.optimizer.exposed_s for c in chunks)
-    return microbatches * per_microbatch + chunks[0].times.tail_s + update
-
-
-def _transfer_s(stages: Sequence[Sequence[ChunkCost]]) -> float:
-    """Time to hand one micro-batch on to the next stage: the slowest hand-over of all chunks."""
-    slowest = 0.0
-    for chunks in stages:
-        for chunk in chunks:
-            sends = [
-                (n.phase, c.time_s * n.count) for n, c in chunk.costs.items() if n.op == "send"
-            ]
-            forward = sum(seconds for phase, seconds in sends if phase != "backward")
-            slowest = max(slowest, forward, sum(s for _, s in sends) - forward)
-    return slowest
+def _transfer_s(stage: StageCost) -> float:
+    """Time to hand one micro-batch on: activations forward or gradients back, the slower of both."""
+    by_pass = {"forward": 0.0, "backward": 0.0}
+    for node, cost in stage.costs.items():
+        if node.op == "send":
+            direction = "forward" if pass_of(node) == "forward" else "backward"
+            by_pass[direction] += cost.time_s * node.count
+    return max(by_pass.values())

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from costing.memory import backward_start
+from costing.memory import backward_start, pass_of
 from costing.op_cost import OpCost
 from graph_ir.graph import Block, Graph, Node, Value
 
@@ -90,7 +90,7 @@ def _update_nodes(graph: Graph) -> set[Node]:
     found: set[Node] = set()
     for node in graph.nodes:
         after = any(graph.producers.get(v) in found for v in node.inputs)
-        if node.phase == "optimizer" or after:
+        if pass_of(node) == "optimizer" or after:
             found.add(node)
     return found
 
@@ -107,7 +107,7 @@ def _once_per_step(graph: Graph) -> set[Node]:
         feeds = any(v in needed for v in node.outputs)
         if feeds or kind in ("contraction", "attention", "normalization"):
             needed.update(node.inputs)
-        elif kind == "collective" and node.phase != "forward":
+        elif kind == "collective" and pass_of(node) != "forward":
             returned = any(v in graph.outputs for v in node.outputs)
             if not returned:
                 found.add(node)
