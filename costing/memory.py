@@ -9,7 +9,7 @@ wrong: a view, an in-place update and a carried value have no memory of their ow
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,17 +38,26 @@ class MemoryUse:
         return sum(self.by_kind_bytes.values())
 
 
-def waiting_memory(use: MemoryUse, in_flight: float) -> MemoryUse:
+def stage_memory(parts: Sequence[MemoryUse], in_flight: Sequence[float]) -> MemoryUse:
     """The peak of a rank where several micro-batches wait for their backward pass.
 
     Args:
-        use: of one micro-batch.
-        in_flight: micro-batches between their passes, the one that is on its way included; a
-            fraction where a schedule advances one in parts (interleaved chunks).
+        parts: what one micro-batch needs in each part (chunk) of the model that the rank holds.
+        in_flight: for each part, micro-batches between their passes, the one that is on its way
+            included; a fraction where a schedule advances one in portions of the part.
     """
-    kinds = dict(use.by_kind_bytes)
-    kinds["activations"] += round(max(in_flight - 1.0, 0.0) * use.saved_bytes)
-    return MemoryUse(kinds, use.saved_bytes)
+    kinds = {kind: sum(use.by_kind_bytes[kind] for use in parts) for kind in KINDS}
+    # One micro-batch is on its way, in the part where that takes most; the others only wait.
+    passing = max(parts, key=_passing_bytes)
+    held = sum(use.saved_bytes * n for use, n in zip(parts, in_flight, strict=True))
+    kinds["activations"] = passing.by_kind_bytes["activations"]
+    kinds["activations"] += max(round(held) - passing.saved_bytes, 0)
+    kinds["workspace"] = passing.by_kind_bytes["workspace"]
+    return MemoryUse(kinds, sum(use.saved_bytes for use in parts))
+
+
+def _passing_bytes(use: MemoryUse) -> int:
+    return use.by_kind_bytes["activations"] + use.by_kind_bytes["workspace"]
 
 
 def memory_use(graph: Graph, inner: Iterable[Value] = frozenset()) -> MemoryUse:

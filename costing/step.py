@@ -7,18 +7,17 @@ from dataclasses import dataclass
 
 from costing.hardware import Hardware
 from costing.kernels import Group, eager_groups, inner_values, price_graph
-from costing.memory import MemoryUse, memory_use, pass_of, waiting_memory
+from costing.memory import MemoryUse, memory_use, pass_of, stage_memory
 from costing.node_cost import NodePricer
 from costing.op_cost import OpCost
 from costing.schedule import PipelineTimeline, Schedule, simulate
 from costing.timeline import StageTimes, stage_times
 from graph_ir.graph import Graph, Node
-from graph_ir.partitioned import PartitionedGraph
 
 
 @dataclass(frozen=True)
-class StageCost:
-    """What one pipeline stage costs on each of its ranks."""
+class PartCost:
+    """What a rank's graph costs: a pipeline stage, or one of the chunks it holds."""
 
     graph: Graph
     costs: dict[Node, OpCost]
@@ -40,7 +39,8 @@ class StepCost:
     """Share of the step in which the busiest stage waits for another stage."""
     busiest: int
     """Index of the stage that works longest."""
-    stages: tuple[StageCost, ...]
+    stages: tuple[tuple[PartCost, ...], ...]
+    """The parts of each stage."""
     pipeline: PipelineTimeline
     memory: tuple[MemoryUse, ...]
     """Of each stage."""
@@ -53,7 +53,7 @@ class StepCost:
 
 
 def step_cost(
-    partitioned: PartitionedGraph,
+    stages: Sequence[Sequence[Graph]],
     hardware: Hardware,
     schedule: Schedule,
     microbatches: int = 1,
@@ -63,7 +63,9 @@ def step_cost(
     """Prices one step.
 
     Args:
-        partitioned: one rank's graphs; equal stages share a graph, priced once.
+        stages: of each pipeline stage, one rank's graph for one micro-batch: one for all its layers
+            (which the schedule shares out evenly among its chunks) or one per chunk. Equal ones may
+            be the same object, priced once.
         hardware: the device.
         schedule: pipeline schedule.
         microbatches: per step and data-parallel replica.
@@ -75,26 +77,26 @@ def step_cost(
         MeshError: if the schedule does not fit the micro-batches.
     """
     pricer = pricer or NodePricer(hardware)
-    known: dict[Graph, StageCost] = {}
-    for stage in partitioned.stages:
-        if stage.graph not in known:
-            known[stage.graph] = stage_cost(stage.graph, hardware, groups, pricer)
-    stages = tuple(known[stage.graph] for stage in partitioned.stages)
+    known: dict[Graph, PartCost] = {}
+    for graph in (graph for stage in stages for graph in stage):
+        if graph not in known:
+            known[graph] = part_cost(graph, hardware, groups, pricer)
+    parts = tuple(tuple(known[graph] for graph in stage) for stage in stages)
     pipeline = simulate(
         schedule,
-        [stage.times.forward.time_s for stage in stages],
-        [stage.times.backward.time_s for stage in stages],
+        [_chunk_times([p.times.forward.time_s for p in stage]) for stage in parts],
+        [_chunk_times([p.times.backward.time_s for p in stage]) for stage in parts],
         microbatches,
-        max(_transfer_s(stage) for stage in known.values()),
+        max(_transfer_s(part) for part in known.values()),
     )
-    tails = [s.times.tail_s + s.times.optimizer.time_s for s in stages]
+    tails = [_tail_s(stage) for stage in parts]
     work = [b + tail for b, tail in zip(pipeline.busy_s, tails, strict=True)]
     ends = [0.0] * len(stages)
     for event in pipeline.events:
         ends[event.stage] = max(ends[event.stage], event.end_s)
     step_s = max(end + tail for end, tail in zip(ends, tails, strict=True))
     busiest = work.index(max(work))
-    exposed = _exposed_s(stages[busiest], microbatches)
+    exposed = _exposed_s(parts[busiest], microbatches)
     bubble_s = max(step_s - work[busiest], 0.0)
     return StepCost(
         step_time_s=step_s,
@@ -102,38 +104,56 @@ def step_cost(
         exposed_communication_s=exposed,
         bubble_fraction=bubble_s / step_s if step_s > 0 else 0.0,
         busiest=busiest,
-        stages=stages,
+        stages=parts,
         pipeline=pipeline,
         memory=tuple(
-            waiting_memory(stage.memory, sum(held) / schedule.chunks)
-            for stage, held in zip(stages, pipeline.in_flight, strict=True)
+            _memory(stage, held, schedule.chunks)
+            for stage, held in zip(parts, pipeline.in_flight, strict=True)
         ),
     )
 
 
-def stage_cost(
+def part_cost(
     graph: Graph,
     hardware: Hardware,
     groups: Callable[[Graph], Sequence[Group]] = eager_groups,
     pricer: NodePricer | None = None,
-) -> StageCost:
+) -> PartCost:
     """Prices one rank's graph on its own: every node, the streams, the memory."""
     kernels = groups(graph)
     costs = price_graph(graph, hardware, kernels, pricer)
     memory = memory_use(graph, inner_values(graph, kernels))
-    return StageCost(graph, costs, stage_times(graph, costs), memory)
+    return PartCost(graph, costs, stage_times(graph, costs), memory)
 
 
-def _exposed_s(stage: StageCost, microbatches: int) -> float:
-    times = stage.times
-    per_microbatch = times.forward.exposed_s + times.backward.exposed_s
-    return microbatches * per_microbatch + times.tail_s + times.optimizer.exposed_s
+def _chunk_times(seconds: list[float]) -> float | list[float]:
+    return seconds[0] if len(seconds) == 1 else seconds
 
 
-def _transfer_s(stage: StageCost) -> float:
+def _tail_s(stage: Sequence[PartCost]) -> float:
+    """What follows a stage's last pass: the rest of its first chunk's gradients, and the update."""
+    return stage[0].times.tail_s + sum(part.times.optimizer.time_s for part in stage)
+
+
+def _exposed_s(stage: Sequence[PartCost], microbatches: int) -> float:
+    times = [part.times for part in stage]
+    per_microbatch = sum(t.forward.exposed_s + t.backward.exposed_s for t in times)
+    update = sum(t.optimizer.exposed_s for t in times)
+    return microbatches * per_microbatch + times[0].tail_s + update
+
+
+def _memory(stage: Sequence[PartCost], held: Sequence[int], chunks: int) -> MemoryUse:
+    uses = [part.memory for part in stage]
+    if len(uses) == 1:
+        # One graph stands for all chunks: a micro-batch in one chunk saves its share of it.
+        return stage_memory(uses, [sum(held) / chunks])
+    return stage_memory(uses, held)
+
+
+def _transfer_s(part: PartCost) -> float:
     """Time to hand one micro-batch on: activations forward or gradients back, the slower of both."""
     by_pass = {"forward": 0.0, "backward": 0.0}
-    for node, cost in stage.costs.items():
+    for node, cost in part.costs.items():
         if node.op == "send":
             direction = "forward" if pass_of(node) == "forward" else "backward"
             by_pass[direction] += cost.time_s * node.count
