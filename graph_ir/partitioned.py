@@ -8,27 +8,19 @@ from graph_ir.graph import Graph
 
 
 @dataclass(frozen=True, eq=False)
-class Chunk:
-    """A run of the model that one pipeline stage holds."""
+class Stage:
+    """A pipeline stage: what each of its ranks runs."""
 
     graph: Graph
-    """One rank's graph for one micro-batch: forward, backward, optimizer. Chunks that do the same share
-    one graph object."""
+    """One rank's graph for one micro-batch: forward, backward, optimizer. Stages that do the same
+    share one graph object."""
     label: str
-    """What the chunk holds, for people."""
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """A pipeline stage: the chunks of its rank, in the order of the model."""
-
-    index: int
-    chunks: tuple[Chunk, ...]
+    """What the stage holds, for people."""
 
 
 @dataclass(frozen=True, eq=False)
 class PartitionedGraph:
-    """One rank's graphs, stage by stage."""
+    """One rank's graph of every pipeline stage."""
 
     stages: tuple[Stage, ...]
     devices: int

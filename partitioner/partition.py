@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from graph_ir.graph import Graph, Node
-from graph_ir.partitioned import Chunk, PartitionedGraph, Stage
+from graph_ir.partitioned import PartitionedGraph, Stage
 from partitioner.pipeline import Cutter
 from partitioner.strategies import split_passes
 from partitioner.strategy import Strategy
@@ -32,20 +32,17 @@ def partition(
         if step.order < PIPELINE_ORDER:
             graph = step.apply(graph, strategy)
     axis = strategy.mesh.axis("pp")
-    per_stage = strategy.chunks_per_stage if axis.size > 1 else 1
+    stages = [Stage(graph, "the whole model")]
     if axis.size > 1:
-        chunks = Cutter(graph, node_time, axis).cut(axis.size * per_stage)
-    else:
-        chunks = [Chunk(graph, "the whole model")]
-    finished: dict[int, Graph] = {}
-    for chunk in chunks:
-        if id(chunk.graph) in finished:
+        stages = Cutter(graph, node_time, axis).cut()
+    finished: dict[Graph, Graph] = {}
+    for stage in stages:
+        if stage.graph in finished:
             continue
-        local = chunk.graph
+        local = stage.graph
         for step in passes:
             if step.order > PIPELINE_ORDER:
                 local = step.apply(local, strategy)
-        finished[id(chunk.graph)] = local
-    placed = [Chunk(finished[id(c.graph)], c.label) for c in chunks]
-    stages = tuple(Stage(i, tuple(placed[i :: axis.size])) for i in range(axis.size))
-    return PartitionedGraph(stages, strategy.mesh.devices, axis.stride)
+        finished[stage.graph] = local
+    placed = tuple(Stage(finished[s.graph], s.label) for s in stages)
+    return PartitionedGraph(placed, strategy.mesh.devices, axis.stride)

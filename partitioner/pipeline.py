@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from graph_ir.errors import MeshError
 from graph_ir.graph import Block, Carry, Graph, Node, Value
-from graph_ir.partitioned import Chunk
+from graph_ir.partitioned import Stage
 from partitioner.cells import Cells, Group, balanced_cuts, runs_forward
 from partitioner.mesh import MeshAxis
 
@@ -16,7 +16,7 @@ NodeTime = Callable[[Node], float]
 
 @dataclass(frozen=True)
 class Held:
-    """How many repetitions of a group a chunk holds, and whether the first and the last are among them."""
+    """How many repetitions of a group a stage holds, and whether the first and the last are among them."""
 
     count: int
     first: bool
@@ -37,43 +37,44 @@ class Cutter:
         self.mesh_axis = mesh_axis
         self.cells = Cells(graph, node_time)
         self.free = self.cells.data_free()
-        self._cache: dict[tuple[object, ...], Chunk] = {}
+        self._cache: dict[tuple[object, ...], Stage] = {}
 
-    def cut(self, chunks: int) -> list[Chunk]:
-        """The graph of each chunk, in model order.
+    def cut(self) -> list[Stage]:
+        """The graph of each stage, in model order.
 
         Raises:
             MeshError: if there are too few places to cut.
         """
         borders = self.cells.borders()
-        cuts = balanced_cuts(self.cells.seconds, borders, chunks)
+        stages = self.mesh_axis.size
+        cuts = balanced_cuts(self.cells.seconds, borders, stages)
         if cuts is None:
             raise MeshError(
-                f"pp: {chunks} pipeline chunks are asked for, but {self.graph.name or 'the graph'} can be "
-                f"cut into at most {len(borders) + 1}; use a smaller pp or fewer chunks per stage"
+                f"pp={stages}: {self.graph.name or 'the graph'} can be cut into at most "
+                f"{len(borders) + 1} stages; the nearest that works is pp={len(borders) + 1}"
             )
         bounds = [0, *cuts, self.cells.count]
         held = [
             {g: h for g in self.cells.groups if (h := _held(g, low, high)).count}
             for low, high in zip(bounds, bounds[1:], strict=False)
         ]
-        builders = [_ChunkBuilder(self, h) for h in held]
+        builders = [_StageBuilder(self, h) for h in held]
         wanted = [b.wanted() for b in builders]
         sent = self._senders(held, wanted)
         result = []
         for i, builder in enumerate(builders):
             key = (tuple(held[i].items()), tuple(wanted[i]), tuple(sent[i]))
-            chunk = self._cache.get(key)
-            if chunk is None:
+            stage = self._cache.get(key)
+            if stage is None:
                 label = f"cells {bounds[i]}-{bounds[i + 1] - 1}"
-                chunk = self._cache[key] = Chunk(builder.build(sent[i]), label)
-            result.append(chunk)
+                stage = self._cache[key] = Stage(builder.build(sent[i]), label)
+            result.append(stage)
         return result
 
     def _senders(
         self, held: Sequence[dict[Group, Held]], wanted: Sequence[Sequence[tuple[Value, str]]]
     ) -> list[list[tuple[Value, str]]]:
-        """What each chunk sends: for every wanted value, the nearest chunk upstream that has it."""
+        """What each stage sends: for every wanted value, the nearest stage upstream that has it."""
         sent: list[dict[tuple[Value, str], None]] = [{} for _ in held]
         for reader, values in enumerate(wanted):
             for value, during in values:
@@ -91,8 +92,8 @@ def _held(group: Group, low: int, high: int) -> Held:
     return Held(max(0, b - a), a == first, b == stop)
 
 
-class _ChunkBuilder:
-    """Builds the graph of one chunk."""
+class _StageBuilder:
+    """Builds the graph of one stage."""
 
     def __init__(self, cutter: Cutter, held: dict[Group, Held]) -> None:
         self.cutter = cutter
@@ -101,7 +102,7 @@ class _ChunkBuilder:
         self.kept = [n for n in self.graph.nodes if cutter.cells.group_of[n] in held]
 
     def _holds_end(self, node: Node) -> bool:
-        """Whether the chunk holds the repetition whose result is what the block leaves behind."""
+        """Whether the stage holds the repetition whose result is what the block leaves behind."""
         block = self.graph.block_of.get(node)
         if block is None:
             return True
@@ -127,7 +128,7 @@ class _ChunkBuilder:
         return same or saved or self._holds_end(producer)
 
     def wanted(self) -> list[tuple[Value, str]]:
-        """Values that come from another chunk, and in which pass."""
+        """Values that come from another stage, and in which pass."""
         found: dict[tuple[Value, str], None] = {}
         for block in self.graph.blocks:
             if self.graph.nodes[block.start] not in self.graph.block_of:
@@ -157,7 +158,7 @@ class _ChunkBuilder:
         return replace(node, count=1)
 
     def build(self, sent: Sequence[tuple[Value, str]]) -> Graph:
-        """The chunk's graph, with `recv` and `send` nodes at its borders."""
+        """The stage's graph, with `recv` and `send` nodes at its borders."""
         rename: dict[Value, Value] = {}
         nodes: list[Node] = []
         blocks: list[Block] = []
@@ -211,7 +212,7 @@ class _ChunkBuilder:
         return set(self.kept)
 
     def _free_nodes(self) -> list[Node]:
-        """Nodes that compute data-free values which this chunk reads, wherever they stood."""
+        """Nodes that compute data-free values which this stage reads, wherever they stood."""
         free = self.cutter.free
         needed = {v for n in self.kept for v in n.inputs if v in free}
         needed |= {c.initial for b in self.graph.blocks for c in b.carries if c.initial in free}
@@ -244,7 +245,7 @@ class _ChunkBuilder:
         return rename.get(carry.initial, carry.initial)
 
     def _local(self, node: Node, rename: dict[Value, Value], received: dict[Value, Value]) -> Node:
-        """The node with this chunk's number of repetitions and its operands."""
+        """The node with this stage's number of repetitions and its operands."""
         held = self.held[self.cutter.cells.group_of[node]]
         count = held.count if node.count > 1 else 1
         operands = []

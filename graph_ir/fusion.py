@@ -1,0 +1,87 @@
+"""Which nodes become one kernel under a fusing compiler.
+
+Elementwise operators, norms and reductions join the kernel of a producer whose elements they walk over;
+elementwise operators also join a product as its epilogue. This is what TorchInductor, XLA and TensorRT
+have in common. A kernel never spans two phases, two blocks or a collective, and merging never closes a
+cycle.
+"""
+
+from __future__ import annotations
+
+from graph_ir.graph import Graph, Node
+
+_JOINS = ("elementwise", "reduction", "normalization")
+
+
+def fusion_groups(graph: Graph) -> list[list[Node]]:
+    """Groups of nodes that run as one kernel; every node is in exactly one, in graph order."""
+    return _Fuser(graph).run()
+
+
+class _Fuser:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.position = {node: i for i, node in enumerate(graph.nodes)}
+        self.group_of: dict[Node, list[Node]] = {}
+
+    def run(self) -> list[list[Node]]:
+        groups: list[list[Node]] = []
+        for node in self.graph.nodes:
+            host = self._host(node)
+            if host is None:
+                host = []
+                groups.append(host)
+            host.append(node)
+            self.group_of[node] = host
+        return groups
+
+    def _host(self, node: Node) -> list[Node] | None:
+        if node.definition.kind not in _JOINS and not node.definition.is_view(node):
+            return None
+        producers = {p for v in node.inputs if (p := self.graph.producers.get(v)) is not None}
+        for producer in sorted(producers, key=lambda p: -self.position[p]):
+            group = self.group_of[producer]
+            if self._compatible(node, producer, group) and not self._closes_cycle(producers, group):
+                return group
+        return None
+
+    def _compatible(self, node: Node, producer: Node, group: list[Node]) -> bool:
+        if producer.phase != node.phase:
+            return False
+        if self.graph.block_of.get(producer) is not self.graph.block_of.get(node):
+            return False
+        made = max(v.type.elements for v in producer.outputs)
+        walked = max(v.type.elements for v in (*node.inputs, *node.outputs))
+        same_elements = made == walked
+        if producer.definition.kind in _JOINS:
+            # After a reduction, what broadcasts its result back walks over the reduced elements again.
+            read = max((v.type.elements for v in producer.inputs), default=made)
+            rows = group[0].definition.kind in _JOINS and read == walked
+            return same_elements or rows
+        if producer.definition.is_view(producer):
+            return same_elements and any(n.definition.kind in _JOINS for n in group)
+        # An epilogue: elementwise work on what a product just made, for that reader alone.
+        only = all(len(self.graph.users.get(v, ())) == 1 for v in producer.outputs[:1])
+        elementwise = node.definition.kind == "elementwise"
+        return producer.definition.kind == "contraction" and elementwise and same_elements and only
+
+    def _closes_cycle(self, producers: set[Node], group: list[Node]) -> bool:
+        """Whether another operand needs the group's result through nodes outside the group."""
+        first = self.position[group[0]]
+        stack = [p for p in producers if self.group_of[p] is not group]
+        seen: set[int] = set()
+        while stack:
+            node = stack.pop()
+            other = self.group_of[node]
+            if id(other) in seen:
+                continue
+            seen.add(id(other))
+            for member in other:
+                for value in member.inputs:
+                    producer = self.graph.producers.get(value)
+                    if producer is None or self.position[producer] < first:
+                        continue
+                    if self.group_of[producer] is group:
+                        return True
+                    stack.append(producer)
+        return False
