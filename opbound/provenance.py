@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graph_ir.tensor_type import DType
-from opbound.options import Options
+from opbound.options import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS, Options
 from reports import Coverage, HardwareInfo, ModelInfo, StrategyInfo
 
 if TYPE_CHECKING:
@@ -17,19 +17,20 @@ if TYPE_CHECKING:
     from importers import ImportedModel
 
 
-def model_info(model: ImportedModel, options: Options) -> ModelInfo:
-    """What was analysed, at which sizes."""
+def model_info(model: ImportedModel, options: Options, microbatches: int = 1) -> ModelInfo:
+    """What was analysed, at which sizes; `model` is one micro-batch of all replicas."""
     generation = options.mode == "generation"
+    traced = model.batch if model.batch is not None else options.batch
     return ModelInfo(
         name=model.name,
         source=model.source,
         sha256=model.sha256,
         importer=model.importer,
         dtype=model_dtype(model.graph).label,
-        batch=model.batch if model.batch is not None else options.batch,
+        batch=traced * microbatches if traced else None,
         sequence=model.sequence if model.sequence is not None else options.sequence,
-        prompt_tokens=options.prompt_tokens if generation else None,
-        new_tokens=options.new_tokens if generation else None,
+        prompt_tokens=(options.prompt_tokens or DEFAULT_PROMPT_TOKENS) if generation else None,
+        new_tokens=(options.new_tokens or DEFAULT_NEW_TOKENS) if generation else None,
         dims=dict(model.dims),
         notes=tuple(model.notes),
     )
@@ -68,7 +69,7 @@ def hardware_info(hardware: Hardware, dtype: DType) -> HardwareInfo:
     )
 
 
-def strategy_info(options: Options) -> StrategyInfo:
+def strategy_info(options: Options, microbatches: int = 1) -> StrategyInfo:
     """How the step is split and run."""
     training = options.mode == "training"
     return StrategyInfo(
@@ -77,11 +78,17 @@ def strategy_info(options: Options) -> StrategyInfo:
         sequence_parallel=options.sequence_parallel,
         zero=options.zero,
         microbatch=options.microbatch,
+        microbatches=microbatches,
         schedule=options.schedule if options.parallel.get("pp", 1) > 1 else None,
         recompute=options.recompute,
         optimizer=(options.optimizer or "adamw") if training else None,
         execution=options.execution,
     )
+
+
+def model_flops(graph: Graph) -> int:
+    """FLOPs that an unpartitioned micro-batch needs: no recomputation, no update."""
+    return sum(n.flops * n.count for n in graph.nodes if n.phase in ("forward", "backward"))
 
 
 def coverage_of(nodes: Iterable[Node]) -> Coverage:

@@ -98,6 +98,9 @@ class StrategyInfo(Record):
     sequence_parallel: bool = False
     zero: int = 0
     microbatch: int | None = None
+    """Samples of one micro-batch on one data-parallel rank, where it was given."""
+    microbatches: int = 1
+    """Micro-batches per step on each data-parallel rank."""
     schedule: str | None = None
     recompute: str = "none"
     optimizer: str | None = None
@@ -107,7 +110,7 @@ class StrategyInfo(Record):
         parts = [f"{axis}={size}" for axis, size in self.parallel.items() if size > 1]
         parts += ["sequence-parallel"] if self.sequence_parallel else []
         parts += [f"zero={self.zero}"] if self.zero else []
-        parts += [f"microbatch={self.microbatch}"] if self.microbatch else []
+        parts += [f"{self.microbatches} micro-batches"] if self.microbatches > 1 else []
         parts += [self.schedule] if self.schedule and self.parallel.get("pp", 1) > 1 else []
         parts += [f"recompute={self.recompute}"] if self.recompute != "none" else []
         parts += [self.optimizer] if self.optimizer else []
