@@ -289,11 +289,10 @@ def _bind(
         if len(operand) != len(shape):
             raise ValueError(f"equation {text!r} does not fit shapes {shapes}")
         for dim, size in zip(operand, shape, strict=True):
-            if not isinstance(dim, Window) and len(dim) == 1:
-                if sizes.setdefault(dim[0], size) != size:
-                    raise ValueError(
-                        f"{dim[0]} is {sizes[dim[0]]} and {size} in {text!r}: {shapes}"
-                    )
+            if isinstance(dim, Window) or len(dim) != 1:
+                continue
+            if sizes.setdefault(dim[0], size) != size:
+                raise ValueError(f"{dim[0]} is {sizes[dim[0]]} and {size} in {text!r}: {shapes}")
     for operand, shape in zip(dims, shapes, strict=True):
         for dim, size in zip(operand, shape, strict=True):
             if not isinstance(dim, Window) and len(dim) > 1:

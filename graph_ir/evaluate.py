@@ -42,7 +42,8 @@ class WindowSpec:
         if not isinstance(dim, Window):
             raise ValueError(f"dim {axis} of {dims} is no window")
         out = np.arange(sizes[dim.output])[:, None] * self.stride[i]
-        return out + np.arange(sizes[dim.kernel])[None, :] * self.dilation[i] - self.padding[i]
+        taps = np.arange(sizes[dim.kernel])[None, :] * self.dilation[i]
+        return np.asarray(out + taps - self.padding[i])
 
 
 def product(

@@ -114,5 +114,7 @@ def linear_gradient(
     else:
         op = node.op
         if "perm" in attrs:
-            attrs["perm"] = tuple(node.attrs["perm"].index(i) for i in range(len(node.attrs["perm"])))
+            attrs["perm"] = tuple(
+                node.attrs["perm"].index(i) for i in range(len(node.attrs["perm"]))
+            )
     return [b.emit(node, op, [grad], [operand.type], attrs, "grad")[0]]

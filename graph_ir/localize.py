@@ -98,7 +98,9 @@ def join_arrays(
         return result
     outer, inner = _refined(dims, sizes, name, axis)
     before, after = parts[0].shape[:axis], parts[0].shape[axis + 1 :]
-    split = [p.reshape(*before, outer, p.shape[axis] // (outer * inner), inner, *after) for p in parts]
+    split = [
+        p.reshape(*before, outer, p.shape[axis] // (outer * inner), inner, *after) for p in parts
+    ]
     joined = np.concatenate(split, axis=axis + 1)
     return joined.reshape(*before, outer * joined.shape[axis + 1] * inner, *after)
 
@@ -108,7 +110,9 @@ def local_equation(equation: Equation, name: str, length: int) -> Equation:
     return replace(equation, sizes={**equation.sizes, name: length})
 
 
-def local_value(value: Value, dims: Dims, sizes: Mapping[str, int], name: str, length: int) -> Value:
+def local_value(
+    value: Value, dims: Dims, sizes: Mapping[str, int], name: str, length: int
+) -> Value:
     """A value's local type when a device holds `length` elements of a name."""
     axis = dim_with(dims, name)
     if axis is None:

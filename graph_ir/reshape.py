@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from math import prod
 
 from graph_ir.equation import Dim, Equation, Shape
@@ -30,9 +31,9 @@ def reshape_equation(old: Shape, new: Shape) -> Equation:
         cuts = sorted({*strides_old, *strides_new}, reverse=True)
         total = prod(old[i] for i in group_old)
         bounds = [total, *cuts]
-        if all(a % b == 0 for a, b in zip(bounds, bounds[1:], strict=False)):
+        if all(a % b == 0 for a, b in pairwise(bounds)):
             names = {}
-            for high, low in zip(bounds, bounds[1:], strict=False):
+            for high, low in pairwise(bounds):
                 names[low] = f"a{len(sizes)}"
                 sizes[names[low]] = high // low
             _assign(old_dims, group_old, strides_old, total, names)

@@ -61,7 +61,7 @@ def _equation(
 def _backward_equation(
     inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Mapping[str, Any]
 ) -> Equation:
-    grad, query, key, value, *rest = inputs
+    _, query, key, value, *rest = inputs
     d = _dims(query.shape, key.shape, value.shape)
     masks = [_mask_dims(t.shape, d["full"]) for t in rest[2:]]
     fixed = {"t", "d", "e", *(["s"] if attrs.get("causal") else [])}
@@ -150,7 +150,7 @@ def _evaluate_backward(
     ds = p * (dp - (grad * out).sum(axis=-1, keepdims=True)) * scale
 
     def per_group(x: Array) -> Array:
-        return x.reshape(x.shape[0], groups, repeat, *x.shape[2:]).sum(axis=2)
+        return np.asarray(x.reshape(x.shape[0], groups, repeat, *x.shape[2:]).sum(axis=2))
 
     dq = np.einsum("bhst,bhtd->bhsd", ds, wide_k)
     dk = per_group(np.einsum("bhst,bhsd->bhtd", ds, query))

@@ -33,7 +33,7 @@ def message_bytes(node: Node) -> int:
 
 def sent_bytes(node: Node) -> int:
     """Bytes that one rank sends."""
-    n = node.attrs["group_size"]
+    n = int(node.attrs["group_size"])
     size = message_bytes(node)
     if node.op == "all_reduce":
         return 2 * size * (n - 1) // n
@@ -69,7 +69,7 @@ def _equation(
 
 
 def _reduce_flops(node: Node) -> int:
-    n = node.attrs["group_size"]
+    n = int(node.attrs["group_size"])
     return sum(v.type.elements for v in node.inputs) * (n - 1) // n
 
 

@@ -125,10 +125,10 @@ def _slice_update_equation(inputs: Types, outputs: Types, attrs: Mapping[str, An
 
 
 def _slice_update(node: Node, buffer: Array, update: Array) -> Array:
-    axis, start = node.attrs["axis"], node.attrs["start"]
+    axis, start, step = node.attrs["axis"], node.attrs["start"], node.attrs.get("step", 1)
     result = buffer.copy()
     where = [slice(None)] * buffer.ndim
-    where[axis] = slice(start, start + update.shape[axis])
+    where[axis] = slice(start, start + step * update.shape[axis], step)
     result[tuple(where)] = update
     return result
 
@@ -143,11 +143,14 @@ def _slice_update_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grad
     starts = tuple(node.attrs["start"] if i == axis else 0 for i in range(rank))
     results: list[Value | None] = [None, None]
     if b.needs(update):
-        attrs = {"starts": starts, "view": True}
+        steps = tuple(node.attrs.get("step", 1) if i == axis else 1 for i in range(rank))
+        attrs = {"starts": starts, "steps": steps, "view": True}
         results[1] = b.emit(node, "slice", [grad], [update.type], attrs, "grad_update")[0]
     if b.needs(buffer):
         (zeros,) = b.emit(node, "fill", [], [update.type], {"value": 0}, "zeros")
-        results[0] = b.emit(node, "slice_update", [grad, zeros], [buffer.type], node.attrs, "grad")[0]
+        results[0] = b.emit(node, "slice_update", [grad, zeros], [buffer.type], node.attrs, "grad")[
+            0
+        ]
     return results
 
 
@@ -227,9 +230,14 @@ def _pad(node: Node, x: Array) -> Array:
 def _pad_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
     if grads[0] is None:
         return [None]
-    starts = tuple(node.attrs.get("before", (0,) * len(node.outputs[0].type.shape)))
-    attrs = {"starts": starts, "view": all(s >= 0 for s in starts)}
-    return b.emit(node, "slice", [grads[0]], [node.inputs[0].type], attrs, "grad")
+    before = tuple(node.attrs.get("before", (0,) * len(node.outputs[0].type.shape)))
+    old, new = node.inputs[0].type.shape, node.outputs[0].type.shape
+    if all(k >= 0 and k + n <= m for k, n, m in zip(before, old, new, strict=True)):
+        attrs: dict[str, Any] = {"starts": before, "view": True}
+        return b.emit(node, "slice", [grads[0]], [node.inputs[0].type], attrs, "grad")
+    # What the padding cut off gets zeros.
+    attrs = {"before": tuple(-n for n in before)}
+    return b.emit(node, "pad", [grads[0]], [node.inputs[0].type], attrs, "grad")
 
 
 def _result_bytes(node: Node) -> int:
@@ -315,7 +323,7 @@ register(
         linear="jointly",
         view_of=0,
     ),
-    # buffer, update -> the buffer with the update written at `start` along `axis`, in place.
+    # buffer, update -> the buffer with the update written at `start`, every `step`, along `axis`, in place.
     OpDef(
         "slice_update",
         "data_movement",

@@ -39,25 +39,33 @@ Function = Callable[..., Any]
 def _erf(x: Array) -> Array:
     from math import erf
 
-    return np.vectorize(erf, otypes=[float])(x)
+    return np.asarray(np.vectorize(erf, otypes=[float])(x))
 
 
 def _sigmoid(x: Array) -> Array:
-    return 1 / (1 + np.exp(-x))
+    return np.asarray(1 / (1 + np.exp(-x)))
+
+
+def _tanh_softplus(x: Array) -> Array:
+    return np.asarray(np.tanh(np.log1p(np.exp(x))))
 
 
 def _normal_density(x: Array) -> Array:
-    return np.exp(-x * x / 2) / np.sqrt(2 * np.pi)
+    return np.asarray(np.exp(-x * x / 2) / np.sqrt(2 * np.pi))
 
 
 def _tanh_gelu_inner(x: Array) -> Array:
-    return np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    return np.asarray(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
 
 
 def _tanh_gelu_slope(x: Array) -> Array:
     t = np.tanh(_tanh_gelu_inner(x))
-    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x * x)
+    inner_slope = np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x * x)
+    return np.asarray(0.5 * (1 + t) + 0.5 * x * (1 - t * t) * inner_slope)
 
+
+# Scale and alpha that keep zero mean and unit variance (Klambauer et al. 2017, arXiv 1706.02515).
+_SELU = (1.0507009873554804934193349852946, 1.6732632423543772848170429916717)
 
 # name: (FLOPs forward, what the backward pass saves, FLOPs backward, function, slope(saved))
 _UNARY: dict[str, tuple[int, str, int, Function, Function]] = {
@@ -68,8 +76,8 @@ _UNARY: dict[str, tuple[int, str, int, Function, Function]] = {
                    lambda x, alpha=0.01: np.where(x > 0, 1, alpha)),
     "elu": (6, "operand", 6, lambda x, alpha=1: np.where(x > 0, x, alpha * np.expm1(x)),
             lambda x, alpha=1: np.where(x > 0, 1, alpha * np.exp(x))),
-    "selu": (6, "operand", 6, lambda x: 1.0507 * np.where(x > 0, x, 1.67326 * np.expm1(x)),
-             lambda x: 1.0507 * np.where(x > 0, 1, 1.67326 * np.exp(x))),
+    "selu": (6, "operand", 6, lambda x: _SELU[0] * np.where(x > 0, x, _SELU[1] * np.expm1(x)),
+             lambda x: _SELU[0] * np.where(x > 0, 1, _SELU[1] * np.exp(x))),
     "softplus": (8, "operand", 5, lambda x: np.log1p(np.exp(x)), _sigmoid),
     "exp": (4, "result", 1, np.exp, lambda y: y),
     "log": (4, "operand", 1, np.log, lambda x: 1 / x),
@@ -91,15 +99,18 @@ _UNARY: dict[str, tuple[int, str, int, Function, Function]] = {
     "atanh": (4, "operand", 3, np.arctanh, lambda x: 1 / (1 - x * x)),
     "tanh": (4, "result", 3, np.tanh, lambda y: 1 - y * y),
     "sigmoid": (6, "result", 3, _sigmoid, lambda y: y * (1 - y)),
-    "hardsigmoid": (4, "operand", 2, lambda x: np.clip(x / 6 + 0.5, 0, 1), lambda x: np.where(np.abs(x) < 3, 1 / 6, 0)),
+    "hardsigmoid": (4, "operand", 2, lambda x: np.clip(x / 6 + 0.5, 0, 1),
+                    lambda x: np.where(np.abs(x) < 3, 1 / 6, 0)),
     "hardswish": (5, "operand", 5, lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
                   lambda x: np.where(x <= -3, 0, np.where(x >= 3, 1, x / 3 + 0.5))),
-    "silu": (7, "operand", 11, lambda x: x * _sigmoid(x), lambda x: _sigmoid(x) * (1 + x * (1 - _sigmoid(x)))),
-    "mish": (14, "operand", 20, lambda x: x * np.tanh(np.log1p(np.exp(x))),
-             lambda x: np.tanh(np.log1p(np.exp(x))) + x * _sigmoid(x) * (1 - np.tanh(np.log1p(np.exp(x))) ** 2)),
+    "silu": (7, "operand", 11, lambda x: x * _sigmoid(x),
+             lambda x: _sigmoid(x) * (1 + x * (1 - _sigmoid(x)))),
+    "mish": (14, "operand", 20, lambda x: x * _tanh_softplus(x),
+             lambda x: _tanh_softplus(x) + x * _sigmoid(x) * (1 - _tanh_softplus(x) ** 2)),
     "gelu": (8, "operand", 14, lambda x: 0.5 * x * (1 + _erf(x / np.sqrt(2))),
              lambda x: 0.5 * (1 + _erf(x / np.sqrt(2))) + x * _normal_density(x)),
-    "gelu_tanh": (11, "operand", 20, lambda x: 0.5 * x * (1 + np.tanh(_tanh_gelu_inner(x))), _tanh_gelu_slope),
+    "gelu_tanh": (11, "operand", 20, lambda x: 0.5 * x * (1 + np.tanh(_tanh_gelu_inner(x))),
+                  _tanh_gelu_slope),
     "erf": (4, "operand", 7, _erf, lambda x: 2 / np.sqrt(np.pi) * np.exp(-x * x)),
     "softsign": (3, "operand", 4, lambda x: x / (1 + np.abs(x)), lambda x: 1 / (1 + np.abs(x)) ** 2),
 }  # fmt: skip
@@ -221,6 +232,22 @@ def _div_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
     return results
 
 
+def _remainder_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
+    """The remainder is a - b floor(a / b): the gradient itself, and minus the quotient times it."""
+    (grad,) = grads
+    results: list[Value | None] = [None] * len(node.inputs)
+    if grad is None or node.attrs.get("scalar_first"):
+        return results
+    if b.needs(node.inputs[0]):
+        results[0] = b.sum_to(node, grad, node.inputs[0].type, "sum0")
+    if len(node.inputs) == 2 and b.needs(node.inputs[1]):
+        (whole,) = b.emit(node, "floor_divide", node.inputs, [grad.type], label="quotient")
+        (value,) = b.emit(node, "mul", [grad, whole], [grad.type], label="grad1")
+        (value,) = b.emit(node, "neg", [value], [grad.type], label="neg")
+        results[1] = b.sum_to(node, value, node.inputs[1].type, "sum1")
+    return results
+
+
 def _div_denominator(
     node: Node, dy: Array, denominator: Array, result: Array | None = None
 ) -> Array:
@@ -271,7 +298,8 @@ def _select_backward(node: Node, dy: Array, *operands: Array) -> Array:
         )
     else:
         base, exponent = _operands(node, operands)
-        slope = exponent * base ** (exponent - 1) if i == 0 else np.log(base) * base**exponent
+        of_base = (i == 0) != bool(node.attrs.get("scalar_first"))
+        slope = exponent * base ** (exponent - 1) if of_base else np.log(base) * base**exponent
         return np.asarray(dy * slope)
     return np.where(chosen, dy, 0.0)
 
@@ -292,7 +320,6 @@ _COMPARE: dict[str, Function] = {
     "bit_shift_left": np.left_shift,
     "bit_shift_right": np.right_shift,
     "floor_divide": np.floor_divide,
-    "remainder": np.mod,
 }
 
 
@@ -342,7 +369,8 @@ register(
     _elementwise("sub", 1, _binary(np.subtract), gradient=_sum_gradient((1, -1)), linear="jointly"),
     _elementwise("mul", 1, _binary(np.multiply), gradient=_mul_gradient, linear="each"),
     _elementwise("div", 1, _binary(np.divide), gradient=_div_gradient, linear="first"),
-    _elementwise("div_backward_denominator", 3, _div_denominator),
+    _elementwise("div_backward_denominator", 3, _div_denominator, linear="first"),
+    _elementwise("remainder", 1, _binary(np.mod), gradient=_remainder_gradient),
     _elementwise("pow", 8, _binary(np.power), gradient=_pow_gradient),
     _elementwise(
         "pow_backward",

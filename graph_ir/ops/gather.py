@@ -7,11 +7,12 @@ zero for the rows it lacks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graph_ir.equation import Dim, Equation
+from graph_ir.equation import Dim, Equation, names_of
 from graph_ir.evaluate import Array
 from graph_ir.op_def import OpDef, register
 from graph_ir.tensor_type import TensorType
@@ -135,7 +136,7 @@ def _elements_backward(node: Node, grad: Array, index: Array) -> Array:
 
 def _places(node: Node, index: Array) -> tuple[Array, ...]:
     """Coordinates of the elements that an index of the same rank names along `axis`."""
-    grid = list(np.indices(index.shape))
+    grid: list[Array] = list(np.indices(index.shape))
     grid[node.attrs.get("axis", 0)] = index
     return tuple(grid)
 
@@ -168,9 +169,7 @@ def _scatter_elements_gradient(b: GradientBuilder, node: Node, grads: Grads) -> 
     if updates and b.needs(updates[0]):
         types = [updates[0].type]
         attrs = {"axis": node.attrs.get("axis", 0)}
-        (results[2],) = b.emit(
-            node, "gather_elements", [grad, index], types, attrs, "grad_updates"
-        )
+        (results[2],) = b.emit(node, "gather_elements", [grad, index], types, attrs, "grad_updates")
     return results
 
 
@@ -219,6 +218,12 @@ def _whole(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
     return Equation(operands, results, sizes, frozenset(sizes), None)
 
 
+def _histogram_equation(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
+    """`... -> v`: every device counts its own elements."""
+    whole = _whole(inputs, outputs, attrs)
+    return replace(whole, replicated=frozenset(names_of(whole.outputs[0])), reduction="sum")
+
+
 # --- loss ---------------------------------------------------------------------------------------------------
 
 
@@ -254,7 +259,7 @@ def _nll_backward(node: Node, grad: Array, target: Array) -> Array:
     local, hit = _local_rows(node, target, shape[-1])
     result = np.zeros(shape)
     mean = 1 if grad.shape == target.shape else node.attrs.get("divisor", target.size)
-    np.put_along_axis(result, local[..., None], (-hit * grad / mean)[..., None], axis=-1)
+    np.put_along_axis(result, local[..., None], np.where(hit, -grad / mean, 0)[..., None], axis=-1)
     return result
 
 
@@ -357,7 +362,7 @@ register(
     OpDef(
         "histogram",
         "gather",
-        _whole,
+        _histogram_equation,
         flops=lambda node: node.inputs[0].type.elements,
         engine="vector",
         evaluate=lambda node, x: np.bincount(

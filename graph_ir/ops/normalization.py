@@ -46,11 +46,11 @@ def _softmax(node: Node, x: Array) -> Array:
 
 
 def _softmax_backward(node: Node, dy: Array, y: Array) -> Array:
-    return y * (dy - (dy * y).sum(axis=node.attrs.get("axis", -1), keepdims=True))
+    return np.asarray(y * (dy - (dy * y).sum(axis=node.attrs.get("axis", -1), keepdims=True)))
 
 
 def _log_softmax_backward(node: Node, dy: Array, y: Array) -> Array:
-    return dy - np.exp(y) * dy.sum(axis=node.attrs.get("axis", -1), keepdims=True)
+    return np.asarray(dy - np.exp(y) * dy.sum(axis=node.attrs.get("axis", -1), keepdims=True))
 
 
 def _decompose_softmax(b: DecompositionBuilder, node: Node) -> tuple[Value, ...]:
@@ -68,7 +68,7 @@ def _decompose_softmax(b: DecompositionBuilder, node: Node) -> tuple[Value, ...]
 
 
 def _decompose_softmax_backward(b: DecompositionBuilder, node: Node) -> tuple[Value, ...]:
-    """y (dy - sum(dy y)) of a softmax, dy - exp(y) sum(dy) of its logarithm."""
+    """A softmax's is y (dy - sum(dy y)), dy - exp(y) sum(dy) of its logarithm."""
     dy, y = node.inputs
     axis = node.attrs.get("axis", -1) % len(y.type.shape)
     row = TensorType((*y.type.shape[:axis], 1, *y.type.shape[axis + 1 :]), y.type.dtype)

@@ -78,6 +78,18 @@ def _cumsum_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
     return b.emit(node, "cumsum", [grads[0]], [node.inputs[0].type], attrs, "grad")
 
 
+def _cumprod_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
+    """x[i] is a factor of every later product: the sum of dy y from i on, over x[i] (not zero)."""
+    (grad,) = grads
+    if grad is None:
+        return [None]
+    (x,), (y,), types = node.inputs, node.outputs, [node.inputs[0].type]
+    axis = {"axis": node.attrs.get("axis", -1), "reverse": True}
+    (terms,) = b.emit(node, "mul", [grad, y], types, label="terms")
+    (sums,) = b.emit(node, "cumsum", [terms], types, axis, "sums")
+    return b.emit(node, "div", [sums, x], types, label="grad")
+
+
 def _cumsum(node: Node, x: Array) -> Array:
     axis = node.attrs.get("axis", -1)
     if node.attrs.get("reverse"):
@@ -95,6 +107,11 @@ register(
     _routing("sort", _comparisons, evaluate=_sort, gradient=_picked_gradient),
     _routing("argmax", 1, evaluate=lambda node, x: np.argmax(x, axis=node.attrs.get("axis", -1))),
     _routing("argmin", 1, evaluate=lambda node, x: np.argmin(x, axis=node.attrs.get("axis", -1))),
-    _routing("cumsum", 1, evaluate=_cumsum, gradient=_cumsum_gradient),
-    _routing("cumprod", 1, evaluate=lambda node, x: np.cumprod(x, axis=node.attrs.get("axis", -1))),
+    _routing("cumsum", 1, evaluate=_cumsum, gradient=_cumsum_gradient, linear="jointly"),
+    _routing(
+        "cumprod",
+        1,
+        evaluate=lambda node, x: np.cumprod(x, axis=node.attrs.get("axis", -1)),
+        gradient=_cumprod_gradient,
+    ),
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graph_ir.equation import Dim, Equation
+from graph_ir.errors import OpboundError
 from graph_ir.evaluate import Array
 from graph_ir.op_def import OpDef, register
 from graph_ir.tensor_type import TensorType
@@ -182,6 +183,13 @@ def _deform_equation(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) ->
     return Equation(tuple(operands), ((("n",), ("g", "k"), *places),), sizes, frozenset(fixed))
 
 
+def _deform_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
+    raise OpboundError(
+        f"{node.name}: deform_conv has no gradient rule; add it to graph_ir/ops/vision.py, or use "
+        "--mode inference"
+    )
+
+
 def _deform_flops(node: Node) -> int:
     """The convolution's products; sampling costs a few FLOPs per tap and is left out."""
     weight, result = node.inputs[1].type, node.outputs[0].type
@@ -196,6 +204,7 @@ register(
         _deform_equation,
         flops=_deform_flops,
         engine="matrix",
+        gradient=_deform_gradient,
     ),
     OpDef(
         "interpolate",
