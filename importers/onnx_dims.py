@@ -28,6 +28,7 @@ _SEQUENCE = re.compile(
 _NOT_SEQUENCE = re.compile(r"past|cache|total|kv|page|block|memory|num_seq", re.I)
 _TOTAL = re.compile(r"total|past_?(and|plus)|attention_mask", re.I)
 _PAST = re.compile(r"past|cache", re.I)
+_ARITHMETIC = re.compile(r"[-+*/()]")
 _BATCH = re.compile(r"batch|^b$|^bs$|^n$|^bsz$", re.I)
 
 
@@ -62,7 +63,8 @@ class DimBinder:
             element_type = _tensor_type(info).elem_type
             type_ = TensorType(checked_shape(sizes, where), dtype_of(element_type))
             names = tuple(self._meaning(d, n) for n, d in enumerate(dims))
-            values.append(OnnxValue(info.name, type_, "input", dim_names=names))
+            batched = self.static_batch is not None and names[:1] == ("batch",)
+            values.append(OnnxValue(info.name, type_, "input", None, names, batched))
         return values
 
     def size_of(self, name: str, where: str) -> int:
@@ -134,7 +136,9 @@ class DimBinder:
                 self.bound.setdefault(name, options.batch)
             if not batch_dims:
                 self._replace_static_batch(raw, options.batch)
-        names = dict.fromkeys(d for _, dims in raw for d in dims if isinstance(d, str))
+        names = dict.fromkeys(
+            d for _, dims in raw for d in dims if isinstance(d, str) and not _ARITHMETIC.search(d)
+        )
         sequence_dims = [d for d in names if d not in batch_dims and _is_sequence(d)]
         if options.sequence is not None:
             if not sequence_dims:
@@ -175,7 +179,8 @@ class DimBinder:
             if _is_batch(dim, position):
                 return "batch"
             return "sequence" if _is_sequence(dim) else dim
-        return "batch" if self.static_batch and position == 0 else None
+        replaced = self.static_batch is not None and position == 0 and dim == self.static_batch[1]
+        return "batch" if replaced else None
 
     def _option_for(self, name: str) -> str:
         if _is_batch(name, 1 if "." in name else -1) or name.endswith(".0"):

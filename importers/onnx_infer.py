@@ -153,13 +153,18 @@ def reshape_target(
     target: Sequence[int],
     *,
     allow_zero: bool,
-    static_batch: tuple[int, int] | None,
+    replaced_batch: tuple[int, int] | None,
     where: str,
 ) -> tuple[int, ...]:
     """The shape that Reshape gives.
 
-    Where a batch fixed in the file is being replaced, a target that spells out the old batch is
-    read with the new one.
+    Args:
+        old: shape of the operand.
+        target: what the file asks for; -1 stands for the rest, 0 for the operand's dim.
+        allow_zero: whether 0 means 0.
+        replaced_batch: (batch fixed in the file, batch in its place), if the operand has it. The target
+            is then read as it was meant, with the old batch, and its first dim is enlarged.
+        where: the node, for errors.
 
     Raises:
         ModelFileError: the numbers of elements differ.
@@ -169,24 +174,24 @@ def reshape_target(
         for i, s in enumerate(target)
     ]
     elements = prod(old)
-    if static_batch and dims:
-        fixed, batch = static_batch
-        known = prod(d for d in dims if d != -1)
-        # [1, 2048] for 32 x 2048 elements: the 1 was the batch.
-        exact = -1 not in dims and known != elements and known * batch == elements * fixed
-        inferred = -1 in dims[1:] and dims[0] == fixed and old[:1] == (batch,)
-        if (exact or inferred) and dims[0] > 0 and dims[0] * batch % fixed == 0:
-            dims[0] = dims[0] * batch // fixed
-    if dims.count(-1) == 1:
-        rest = prod(d for d in dims if d != -1)
-        if rest and elements % rest == 0:
-            dims[dims.index(-1)] = elements // rest
+    if replaced_batch and dims and dims[0] > 0 and not (target[0] == 0 and not allow_zero):
+        fixed, batch = replaced_batch
+        meant = _fill(dims, elements * fixed // batch)
+        if prod(meant) * batch == elements * fixed and meant[0] * batch % fixed == 0:
+            dims = [meant[0] * batch // fixed, *meant[1:]]
+    dims = _fill(dims, elements)
     if any(d < 0 for d in dims) or prod(dims) != elements:
-        raise ModelFileError(
-            f"{where} cannot reshape {list(old)} to {list(target)}"
-            + (": the batch is fixed inside the file, leave --batch away" if static_batch else "")
-        )
+        cure = ": the batch is fixed inside the file, leave --batch away" if replaced_batch else ""
+        raise ModelFileError(f"{where} cannot reshape {list(old)} to {list(target)}{cure}")
     return tuple(dims)
+
+
+def _fill(dims: Sequence[int], elements: int) -> list[int]:
+    """The dims with a single -1 replaced by what the number of elements leaves for it."""
+    rest = prod(d for d in dims if d != -1)
+    if list(dims).count(-1) != 1 or not rest or elements % rest:
+        return list(dims)
+    return [elements // rest if d == -1 else d for d in dims]
 
 
 def complete_type(

@@ -211,7 +211,7 @@ class Resolver:
             if not name or type_ is None:
                 resolved.outputs.append(None)
                 continue
-            value = OnnxValue(scope.prefix + name, type_)
+            value = OnnxValue(scope.prefix + name, type_, batched=_batched(resolved))
             scope.values[name] = value
             resolved.outputs.append(value)
         self.nodes.append(resolved)
@@ -260,7 +260,7 @@ class Resolver:
             type_.shape,
             target,
             allow_zero=bool(resolved.attributes.get("allowzero", 0)),
-            static_batch=self.binder.static_batch,
+            replaced_batch=self.binder.static_batch if _batched(resolved) else None,
             where=resolved.label,
         )
         return type_.with_shape(checked_shape(list(new), resolved.label))
@@ -300,6 +300,10 @@ class Resolver:
         for formal, actual in zip(function.output, node.output, strict=False):
             if actual:
                 scope.values[actual] = self._result(formal, inner)
+
+
+def _batched(node: OnnxNode) -> bool:
+    return any(value is not None and value.batched for value in node.inputs)
 
 
 def _check_unique(graph: GraphProto) -> None:

@@ -77,14 +77,30 @@ def einsum(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     if not arrow:
         joined = "".join(terms)
         result = "".join(sorted(c for c in set(joined) if joined.count(c) == 1))
-    sizes = {c: n for t, s in zip(terms, shapes, strict=True) for c, n in zip(t, s, strict=False)}
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, shapes, strict=True):
+        for letter, size in zip(term, shape, strict=False):
+            sizes[letter] = max(size, sizes.get(letter, 0))
     out = e.result_type(node)
-    parts = list(zip(terms, operands, strict=True))
+    parts = [
+        _without_ones(e, node, term, value, sizes, f"operand{i}")
+        for i, (term, value) in enumerate(zip(terms, operands, strict=True))
+    ]
     while len(parts) > 2:
         parts = _combine_cheapest(e, node, parts, result, sizes)
     terms, operands = [t for t, _ in parts], [v for _, v in parts]
     equation = _bind(terms, result, operands, out.shape, node)
     return [e.emit(node, "einsum", operands, out, {"equation": equation})]
+
+
+def _without_ones(
+    e: Emitter, node: OnnxNode, term: str, value: Value, sizes: dict[str, int], label: str
+) -> tuple[str, Value]:
+    """Drops dims of size 1 that are broadcast."""
+    shape = value.type.shape
+    kept = [i for i, n in enumerate(shape) if n > 1 or i >= len(term) or sizes[term[i]] == 1]
+    flat = e.reshape(node, value, [shape[i] for i in kept], label)
+    return "".join(term[i] for i in kept if i < len(term)), flat
 
 
 def _combine_cheapest(
