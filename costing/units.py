@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from graph_ir.errors import HardwareError, did_you_mean
 
-_DECIMAL = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
-_BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
+_POWERS = {"": 0, "k": 3, "K": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+_DECIMAL = {prefix: Fraction(10**power) for prefix, power in _POWERS.items()}
+_BINARY = {f"{p}i": Fraction(2 ** (10 * i)) for i, p in enumerate("KMGT", 1)}
 _BYTES = {f"{p}B": f for p, f in (_DECIMAL | _BINARY).items()}
 _BITS = {f"{p}bit": f / 8 for p, f in _DECIMAL.items()}
 
-UNITS: dict[str, dict[str, float]] = {
+UNITS: dict[str, dict[str, Fraction]] = {
     "bytes": _BYTES,
     "bytes/s": {f"{u}/s": f for u, f in (_BYTES | _BITS).items()},
     "FLOP/s": {f"{p}{u}": f for p, f in _DECIMAL.items() for u in ("FLOPS", "FLOP/s", "OPS")},
-    "seconds": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "ps": 1e-12},
-    "fraction": {"%": 0.01, "fraction": 1.0},
+    "seconds": {u: Fraction(1, 1000**i) for i, u in enumerate(("s", "ms", "us", "ns", "ps"))},
+    "fraction": {"%": Fraction(1, 100), "fraction": Fraction(1)},
 }
 """For each dimension, the units that may be written and their size in the base unit."""
 
@@ -43,18 +45,19 @@ def parse_quantity(text: object, dimension: str, where: str) -> float:
     found = _NUMBER.match(text) if isinstance(text, str) else None
     if found is None:
         raise HardwareError(f"{where}: {text!r} is not a number with a unit of {dimension}")
-    number, unit = float(found[1].replace("_", "")), found[2]
+    # Exact until the end, so that "2.039 TB/s" is the float 2.039e12.
+    number, unit = Fraction(found[1].replace("_", "")), found[2]
     if dimension == "count":
-        if not re.fullmatch(r"[A-Za-z][A-Za-z ]*", unit) or number != int(number) or number < 1:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z ]*", unit) or number.denominator != 1 or number < 1:
             raise HardwareError(
                 f"{where}: {text!r} is not a count with a name, such as '8 devices'"
             )
-        return number
+        return float(number)
     scale = UNITS[dimension].get(unit)
     if scale is None:
         hint = did_you_mean(unit, UNITS[dimension]) if unit else f"such as {_example(dimension)}"
         raise HardwareError(f"{where}: {text!r} needs a unit of {dimension}; {hint}")
-    value = number * scale
+    value = float(number * scale)
     if dimension == "fraction" and value > 1:
         raise HardwareError(f"{where}: {text!r} is more than 100 %")
     return value
