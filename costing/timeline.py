@@ -169,7 +169,9 @@ class _Streams:
 
     def _execute(self, node: Node, record: bool) -> None:
         stream = int(node.definition.kind == "collective")
-        duration = 0.0 if node.op in ("send", "recv") else self.costs[node].time_s
+        # A folded node outside a block (the update of every layer's weight) runs all its repetitions.
+        times = 1 if node in self.graph.block_of else node.count
+        duration = 0.0 if node.op in ("send", "recv") else self.costs[node].time_s * times
         inputs = max((self.ready.get(v, 0.0) for v in node.inputs), default=0.0)
         # A view takes no time on a stream: it is there when its operand is.
         if duration == 0.0:
