@@ -86,11 +86,6 @@ def strategy_info(options: Options, microbatches: int = 1) -> StrategyInfo:
     )
 
 
-def model_flops(graph: Graph) -> int:
-    """FLOPs that an unpartitioned micro-batch needs: no recomputation, no update."""
-    return sum(n.flops * n.count for n in graph.nodes if n.phase in ("forward", "backward"))
-
-
 def coverage_of(nodes: Iterable[Node]) -> Coverage:
     """Shares of the nodes and of the bytes they move that have an operator record."""
     count = known_count = moved_bytes = known_bytes = 0

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING
 from reports import TimelineEvent
 
 if TYPE_CHECKING:
-    from costing.step import StageCost, StepCost
+    from costing.step import PartCost, StepCost
 
 
 def timeline_events(step: StepCost) -> list[TimelineEvent]:
     """The passes of every stage; of a step that is one pass on one stage, its operators."""
     if len(step.pipeline.events) <= 2 and len(step.stages) == 1:
-        return _operators(step.stages[0])
+        return _operators(step.stages[0][0])
     return [*_passes(step), *_updates(step)]
 
 
-def _operators(stage: StageCost) -> list[TimelineEvent]:
+def _operators(part: PartCost) -> list[TimelineEvent]:
     """Nodes on their streams; of a repeated block the first repetition."""
     events = []
     start_s = 0.0
-    for part in (stage.times.forward, stage.times.gradients, stage.times.optimizer):
-        for span in part.spans:
+    for run in (part.times.forward, part.times.gradients, part.times.optimizer):
+        for span in run.spans:
             events.append(
                 TimelineEvent(
                     stage=0,
@@ -34,7 +34,7 @@ def _operators(stage: StageCost) -> list[TimelineEvent]:
                     duration_s=span.end_s - span.start_s,
                 )
             )
-        start_s += part.time_s
+        start_s += run.time_s
     return events
 
 
@@ -57,8 +57,9 @@ def _passes(step: StepCost) -> list[TimelineEvent]:
 def _updates(step: StepCost) -> list[TimelineEvent]:
     """The optimizer on every stage, after the last gradients are reduced."""
     events = []
-    for index, stage in enumerate(step.stages):
-        if stage.times.optimizer.time_s <= 0:
+    for index, parts in enumerate(step.stages):
+        update_s = sum(part.times.optimizer.time_s for part in parts)
+        if update_s <= 0:
             continue
         end_s = max(event.end_s for event in step.pipeline.events if event.stage == index)
         events.append(
@@ -68,8 +69,8 @@ def _updates(step: StepCost) -> list[TimelineEvent]:
                 name="update",
                 phase="optimizer",
                 microbatch=None,
-                start_s=end_s + stage.times.tail_s,
-                duration_s=stage.times.optimizer.time_s,
+                start_s=end_s + parts[0].times.tail_s,
+                duration_s=update_s,
             )
         )
     return events

@@ -1,0 +1,174 @@
+"""The way through the house: import, price, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from opbound._version import __version__
+from opbound.options import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS, Options
+from opbound.pricing import PricedStep, price_step
+from opbound.timeline_events import timeline_events
+from opbound.workload import workload_of
+from reports import CostedNode, Report, StepTimes, TimelineEvent, build_report
+
+if TYPE_CHECKING:
+    from importers import ImportedModel
+
+Progress = Callable[[str], None]
+
+
+def run(
+    model: object,
+    options: Options,
+    *,
+    example_inputs: object = None,
+    progress: Progress = lambda _: None,
+) -> Report:
+    """Analyses one model.
+
+    Args:
+        model: what `importers.load` takes.
+        options: what is asked for.
+        example_inputs: arguments to trace a live module with.
+        progress: is told what is being done.
+
+    Raises:
+        OpboundError: if the model, the hardware or an option cannot be used.
+    """
+    analysis = _Analysis(model, options, example_inputs, progress)
+    return analysis.generation() if options.mode == "generation" else analysis.step()
+
+
+class _Analysis:
+    def __init__(
+        self, model: object, options: Options, example_inputs: object, progress: Progress
+    ) -> None:
+        from costing.hardware_file import load_hardware
+        from costing.node_cost import NodePricer
+
+        # The cheap input first: a misspelt device is found before a model is traced.
+        self.hardware = load_hardware(options.hardware)
+        self.pricer = NodePricer(self.hardware)
+        self.workload = workload_of(options)
+        self.model = model
+        self.options = options
+        self.example_inputs = example_inputs
+        self.progress = progress
+
+    def step(self) -> Report:
+        """One step of inference or training."""
+        imported = self._import(self.options.mode, self.options.sequence)
+        step = self._price(imported)
+        times = StepTimes(
+            step_time_s=step.cost.step_time_s,
+            exposed_communication_s=step.cost.exposed_communication_s,
+            bubble_fraction=step.cost.bubble_fraction,
+        )
+        memory = step.memory_by_kind_bytes
+        events = timeline_events(step.cost)
+        return self._report(imported, step.rows(), times, memory, step.model_flops, events)
+
+    def generation(self) -> Report:
+        """One prefill, then decode steps."""
+        prompt = self.options.prompt_tokens or DEFAULT_PROMPT_TOKENS
+        new = self.options.new_tokens or DEFAULT_NEW_TOKENS
+        # Step i finds prompt + i tokens in the cache. Its cost grows linearly with them, so the
+        # step in the middle stands for all.
+        past = prompt + new // 2
+        imported = self._import("prefill", prompt)
+        prefill = self._price(imported)
+        decode = self._price(self._import("decode", prompt, past))
+        times = _generation_times(prefill, decode, new)
+        # The cache is full at the end: the middle step's is stretched to that length.
+        last = decode.memory_by_kind_bytes
+        last["kv_cache"] = round(last["kv_cache"] * (prompt + new) / (past + 1))
+        note = f"the {new} decode steps are priced with {past} tokens in the KV cache, their mean"
+        return self._report(
+            replace(imported, notes=(*imported.notes, note)),
+            [*prefill.rows(phase="prefill"), *decode.rows(new, "decode")],
+            times,
+            max(prefill.memory_by_kind_bytes, last, key=lambda kinds: sum(kinds.values())),
+            prefill.model_flops + decode.model_flops * new,
+            [],
+        )
+
+    def _import(
+        self, mode: str, sequence: int | None, past_tokens: int | None = None
+    ) -> ImportedModel:
+        from importers import load
+
+        self.progress(f"importing the model for {mode}")
+        return load(
+            self.model,
+            batch=self.workload.traced,
+            sequence=sequence,
+            dims=self.options.dims,
+            dtype=self.options.dtype,
+            mode=mode,
+            past_tokens=past_tokens,
+            allow_unknown=self.options.allow_unknown,
+            example_inputs=self.example_inputs,
+        )
+
+    def _price(self, imported: ImportedModel) -> PricedStep:
+        return price_step(
+            imported.graph,
+            self.options,
+            self.workload,
+            self.hardware,
+            self.pricer,
+            self.progress,
+        )
+
+    def _report(
+        self,
+        imported: ImportedModel,
+        rows: list[CostedNode],
+        times: StepTimes,
+        memory_by_kind_bytes: dict[str, int],
+        model_flops: int,
+        events: list[TimelineEvent],
+    ) -> Report:
+        from opbound.provenance import (
+            coverage_of,
+            hardware_info,
+            model_dtype,
+            model_info,
+            parameter_count,
+            strategy_info,
+        )
+
+        microbatches = self.workload.microbatches
+        return build_report(
+            rows,
+            opbound_version=__version__,
+            model=model_info(imported, self.options, microbatches),
+            hardware=hardware_info(self.hardware, model_dtype(imported.graph)),
+            strategy=strategy_info(self.options, microbatches),
+            mode=self.options.mode,
+            coverage=coverage_of(imported.graph.nodes),
+            times=times,
+            parameters=parameter_count(imported.graph),
+            capacity_bytes=round(self.hardware.main_memory.capacity_bytes),
+            memory_by_kind_bytes=memory_by_kind_bytes,
+            model_flops=model_flops,
+            timeline=events,
+        )
+
+
+def _generation_times(prefill: PricedStep, decode: PricedStep, new_tokens: int) -> StepTimes:
+    first, each = prefill.cost, decode.cost
+    decode_s = each.step_time_s * new_tokens
+    step_s = first.step_time_s + decode_s
+    waiting_s = first.bubble_fraction * first.step_time_s + each.bubble_fraction * decode_s
+    exposed_s = first.exposed_communication_s + each.exposed_communication_s * new_tokens
+    return StepTimes(
+        step_time_s=step_s,
+        exposed_communication_s=exposed_s,
+        bubble_fraction=waiting_s / step_s if step_s > 0 else 0.0,
+        prefill_time_s=first.step_time_s,
+        decode_time_s=decode_s,
+        time_per_token_s=each.step_time_s,
+    )

@@ -1,0 +1,130 @@
+"""From an imported graph to a priced step: fold, train, partition, price."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from opbound.options import Options
+from opbound.priced_nodes import costed_node
+from opbound.workload import Workload
+
+if TYPE_CHECKING:
+    from costing.hardware import Hardware
+    from costing.node_cost import NodePricer
+    from costing.step import PartCost, StepCost
+    from graph_ir.graph import Graph, Node
+    from reports import CostedNode
+
+
+@dataclass(frozen=True, slots=True)
+class PricedStep:
+    """A step, priced."""
+
+    cost: StepCost
+    microbatches: int
+    model_flops: int
+    """FLOPs of the whole step over all devices, without recomputation and update."""
+
+    @property
+    def memory_by_kind_bytes(self) -> dict[str, int]:
+        """Memory of the fullest rank at its peak."""
+        return dict(self.cost.memory[self.cost.fullest].by_kind_bytes)
+
+    def rows(self, times: int = 1, phase: str | None = None) -> list[CostedNode]:
+        """The nodes of the busiest rank, each with all its executions.
+
+        Args:
+            times: how often the step is done (decode steps).
+            phase: takes the place of `forward` (prefill, decode).
+        """
+        rows = []
+        for part in self.cost.stages[self.cost.busiest]:
+            once = _once_per_step(part)
+            for node in part.graph.nodes:
+                runs = times * (1 if node in once else self.microbatches)
+                rows.append(costed_node(node, part.costs[node], times=runs, phase=phase))
+        return rows
+
+
+def price_step(
+    forward: Graph,
+    options: Options,
+    workload: Workload,
+    hardware: Hardware,
+    pricer: NodePricer,
+    progress: Callable[[str], None],
+) -> PricedStep:
+    """Prices a step of the whole system.
+
+    Args:
+        forward: imported graph of one micro-batch of all data-parallel replicas together.
+        options: mode, strategy and execution.
+        workload: how often a replica runs the graph in a step.
+        hardware: the device and its links.
+        pricer: keeps prices between calls.
+        progress: is told what is being done.
+
+    Raises:
+        OpboundError: if the strategy cannot be applied, or the device cannot run a node.
+    """
+    from costing.schedule import Schedule
+    from costing.step import step_cost
+    from partitioner.mesh import Mesh
+    from partitioner.partition import partition
+    from partitioner.strategy import Strategy
+
+    graph = _step_graph(forward, options, progress)
+    progress("splitting the model over the devices")
+    strategy = Strategy(Mesh(dict(options.parallel)), options.sequence_parallel, options.zero)
+    partitioned = partition(graph, strategy, lambda node: pricer.cost(node).time_s)
+    # A single stage knows no other order than one micro-batch after the other.
+    schedule = options.schedule if len(partitioned.stages) > 1 else "1f1b"
+    progress("pricing every operator")
+    cost = step_cost(
+        [[stage.graph] for stage in partitioned.stages],
+        hardware,
+        Schedule.parse(schedule),
+        workload.microbatches,
+        _kernels_of(options.execution),
+        pricer,
+    )
+    return PricedStep(cost, workload.microbatches, _needed_flops(graph) * workload.microbatches)
+
+
+def _step_graph(forward: Graph, options: Options, progress: Callable[[str], None]) -> Graph:
+    """The folded graph of one micro-batch: in training with backward pass and update."""
+    from graph_ir.fold import fold
+
+    progress("finding repeated layers")
+    graph = fold(forward)
+    if options.mode != "training":
+        return graph
+    from graph_ir.training import training_graph
+
+    progress("deriving the backward pass")
+    optimizer = options.optimizer or "adamw"
+    return training_graph(graph, optimizer=optimizer, recompute=options.recompute)
+
+
+def _kernels_of(execution: str) -> Callable[[Graph], list[list[Node]]]:
+    if execution == "fused":
+        from graph_ir.fusion import fusion_groups
+
+        return fusion_groups
+    from costing.kernels import eager_groups
+
+    return lambda graph: [list(group) for group in eager_groups(graph)]
+
+
+def _needed_flops(graph: Graph) -> int:
+    return sum(n.flops * n.count for n in graph.nodes if n.phase in ("forward", "backward"))
+
+
+def _once_per_step(part: PartCost) -> set[Node]:
+    """Nodes that run once per step, not per micro-batch: the update, and what only it needs."""
+    per_microbatch = {span.node for span in part.times.backward.spans}
+    once = {span.node for span in part.times.gradients.spans} - per_microbatch
+    once |= {span.node for span in part.times.optimizer.spans}
+    return once | {node for node in part.graph.nodes if node.phase == "optimizer"}
