@@ -101,7 +101,7 @@ def _step_classes() -> tuple[Any, Any]:
     import torch
     from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
 
-    class BufferLayer(DynamicLayer):  # type: ignore[misc]
+    class BufferLayer(DynamicLayer):
         """One layer's keys and values: what the prefill makes, or a buffer that a step writes into."""
 
         def __init__(self, keys: Any = None, values: Any = None, past: int | None = None) -> None:

@@ -116,7 +116,8 @@ def _vision(model: Any, options: ImportOptions, batch: int) -> TraceCase:
     config = model.config
     if options.sequence is not None:
         raise DimensionError(
-            f"{type(model).__name__} has no sequence dim: its {config.image_size} px images fix the number of "
+            f"{type(model).__name__} has no sequence dim: "
+            f"its {config.image_size} px images fix the number of "
             f"patches; leave sequence out"
         )
     if options.mode in ("prefill", "decode"):
@@ -142,10 +143,11 @@ def _sequence(model: Any, options: ImportOptions) -> tuple[int, tuple[str, ...]]
     longest = getattr(config, "max_position_embeddings", None) or getattr(
         config, "n_positions", None
     )
+    decoding = options.mode == "decode" and options.past_tokens is not None
     wanted = options.sequence
     if wanted is None:
-        return min(DEFAULT_SEQUENCE, longest or DEFAULT_SEQUENCE), ()
-    total = wanted + (options.past_tokens or 0) if options.mode == "decode" else wanted
+        wanted = min(DEFAULT_SEQUENCE, longest or DEFAULT_SEQUENCE)
+    total = max(wanted, (options.past_tokens or 0) + 1) if decoding else wanted
     if longest is None or total <= longest:
         return wanted, ()
     if _learned_positions(model, longest):
@@ -186,7 +188,8 @@ def _labels(model: Any, batch: int, sequence: int) -> Any:
     if name.endswith("ForConditionalGeneration"):
         return tokens(batch, sequence)
     raise OpboundError(
-        f"{name} has no loss that opbound knows to ask for: name an architecture with a head in 'architectures'"
+        f"{name} has no loss that opbound knows to ask for: "
+        f"name an architecture with a head in 'architectures'"
     )
 
 

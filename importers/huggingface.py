@@ -142,7 +142,11 @@ def build_model(config: ModelConfig, dtype: str = DEFAULT_DTYPE) -> Any:
             return _instantiate(
                 model_class, hf_config, getattr(torch, dtype), config.content
             ).eval()
-    except (TypeError, ValueError, KeyError, AttributeError, ImportError, RuntimeError) as error:
+    except OpboundError:
+        raise
+    except (
+        Exception
+    ) as error:  # a wrong config reaches transformers' own code, which may raise anything
         raise OpboundError(
             f"transformers cannot build {config.name}: {_one_line(error)}"
         ) from error
@@ -243,7 +247,7 @@ def _libraries() -> tuple[Any, Any]:
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """transformers' advice on weights and generation is noise here: no weight exists."""
+    """Silences transformers, whose advice on weights and generation is noise where no weight exists."""
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

@@ -2,7 +2,8 @@
 
 A rule takes a `Call` and returns what the aten call's result is in the operator graph. To add an operator,
 add a line to the table of the file it fits: `torch_elementwise`, `torch_movement`, `torch_contraction`,
-`torch_reduction`; an operator of a library of your own goes into `EXTRA` below, by its qualified name.
+`torch_reduction`. A custom operator (`mylib::gated_linear`) needs no line here if graph_ir has a record of
+its name and operands in its order; else it goes into `EXTRA` below, by its qualified name.
 """
 
 from __future__ import annotations

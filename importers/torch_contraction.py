@@ -1,4 +1,4 @@
-"""aten's products and norms in graph_ir's words: linear, matmul, convolutions, attention, grouped experts, losses."""
+"""aten's products in graph_ir's words: linear, matmul, convolution, attention, grouped experts, losses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from graph_ir.equation import Equation, bind
 from graph_ir.errors import UnknownOperatorError
 from graph_ir.graph import Value
 from graph_ir.tensor_type import DType, TensorType
-from importers.torch_convert import Call, Constant, is_tensor
+from importers.torch_convert import Call, is_tensor
 from importers.torch_movement import as_shape, slice_value
 
 Rule = Callable[[Call], Any]
@@ -72,7 +72,11 @@ def _einsum(call: Call) -> Value:
     """An einsum is an equation already; three operands or more are multiplied pair by pair, as torch does."""
     operands = call.sequence("tensors")
     terms, result = einsum_names(str(call["equation"]), [len(v.type.shape) for v in operands])
-    sizes = {n: s for t, v in zip(terms, operands, strict=True) for n, s in zip(t, v.type.shape, strict=True)}
+    sizes = {
+        n: s
+        for t, v in zip(terms, operands, strict=True)
+        for n, s in zip(t, v.type.shape, strict=True)
+    }
     while len(operands) > 2:
         wanted = {n for t in (*terms[2:], result) for n in t}
         kept = [n for n in dict.fromkeys((*terms[0], *terms[1])) if n in wanted]
@@ -104,7 +108,10 @@ def einsum_names(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], 
 
 
 def _spell(
-    terms: Sequence[Sequence[str]], result: Sequence[str], operands: Sequence[Value], shape: tuple[int, ...]
+    terms: Sequence[Sequence[str]],
+    result: Sequence[str],
+    operands: Sequence[Value],
+    shape: tuple[int, ...],
 ) -> Equation:
     text = f"{', '.join(' '.join(t) for t in terms)} -> {' '.join(result)}"
     return bind(text, [v.type.shape for v in operands], [shape])
@@ -141,10 +148,11 @@ def _grouped_matmul(data: str, weights: str) -> Rule:
     return rule
 
 
-# --- convolution ---------------------------------------------------------------------------------------------
+# --- convolution ----------------------------------------------------------------------------------
 
 
-def _tuple(given: Any, rank: int, default: int) -> tuple[int, ...]:
+def per_dim(given: Any, rank: int, default: int) -> tuple[int, ...]:
+    """One number per spatial dim: `given`, repeated if it is a single one."""
     if given is None or (isinstance(given, list | tuple) and not given):
         return (default,) * rank
     if isinstance(given, int):
@@ -160,9 +168,9 @@ def _convolution(transposed: bool) -> Rule:
         batched = len(x.type.shape) == rank + 2
         if not batched:
             x = as_shape(call, x, (1, *x.type.shape), "batch")
-        dilation = _tuple(call["dilation"], rank, 1)
+        dilation = per_dim(call["dilation"], rank, 1)
         attrs = {
-            "stride": _tuple(call["stride"], rank, 1),
+            "stride": per_dim(call["stride"], rank, 1),
             "padding": _padding(call["padding"], weight.type.shape[2:], dilation),
             "dilation": dilation,
             "groups": int(call["groups"] or 1),
@@ -183,10 +191,10 @@ def _padding(given: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tupl
     """Zeros before the first element; `same` puts the odd one behind."""
     if given == "same":
         return tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
-    return (0,) * len(kernel) if given == "valid" else _tuple(given, len(kernel), 0)
+    return (0,) * len(kernel) if given == "valid" else per_dim(given, len(kernel), 0)
 
 
-# --- attention -------------------------------------------------------------------------------------------------
+# --- attention ------------------------------------------------------------------------------------
 
 
 def _attention(call: Call) -> Value:
@@ -223,8 +231,11 @@ def _four_dims(call: Call, name: str) -> Value:
 
 
 def _follow_query_layout(call: Call) -> None:
-    """Fused kernels write their result in the query's memory order (b s h d for a transposed view), while
-    tracing on meta assumes a contiguous one; so the following transpose and reshape are free."""
+    """Gives the result the query's memory order, as fused kernels do.
+
+    That is b s h d for a transposed view; tracing assumes a contiguous result. So the transpose and the
+    reshape that follow are free.
+    """
     import torch
 
     layout = call.layout("query")
@@ -234,32 +245,59 @@ def _follow_query_layout(call: Call) -> None:
     call.converter.set_layout(call.node, plain.permute([order.index(i) for i in range(val.ndim)]))
 
 
-# --- loss ------------------------------------------------------------------------------------------------------
+# --- loss -----------------------------------------------------------------------------------------
 
 
 def _cross_entropy(call: Call) -> Value:
     """Log-softmax, then the mean of the targets' entries, as torch's own kernels do it."""
-    logits, target = call.value("self"), call.value("target")
-    if target.type.dtype.is_float or len(logits.type.shape) > 2:
-        raise UnknownOperatorError(
-            f"{call.node.name}: cross entropy of {logits.type} and {target.type} has no rule: add that form to "
-            f"_cross_entropy in importers/torch_contraction.py"
-        )
-    logs = call.emit("log_softmax", [logits], [logits.type], {"axis": len(logits.type.shape) - 1})[
-        0
-    ]
-    return _pick(call, logs, target)
+    logits = _classes_last(call, call.value("self"))
+    target = call.value("target")
+    rank = len(logits.type.shape)
+    (logs,) = call.emit("log_softmax", [logits], [logits.type], {"axis": rank - 1})
+    smoothing = float(call["label_smoothing"] or 0)
+    if target.type.dtype.is_float:
+        return _soft_loss(call, logs, _classes_last(call, target))
+    loss = _pick(call, logs, target)
+    if not smoothing:
+        return loss
+    axes = tuple(range(rank)) if loss.type.shape != target.type.shape else (rank - 1,)
+    (spread,) = call.emit("reduce_mean", [logs], [loss.type], {"axes": axes}, "smoothing")
+    (other,) = call.emit("mul", [spread], [loss.type], {"scalar": -smoothing}, "smoothing_share")
+    (own,) = call.emit("mul", [loss], [loss.type], {"scalar": 1 - smoothing}, "target_share")
+    return call.one("add", [own, other])
+
+
+def _soft_loss(call: Call, logs: Value, target: Value) -> Value:
+    """Targets are probabilities: minus the mean over rows of the weighted sum of logarithms."""
+    (weighted,) = call.emit("mul", [logs, target], [logs.type], suffix="weighted")
+    rank = len(logs.type.shape)
+    whole = not call.type.shape
+    axes = tuple(range(rank)) if whole else (rank - 1,)
+    rows = logs.type.elements // logs.type.shape[-1] if call["reduction"] in (None, 1) else 1
+    (total,) = call.emit("reduce_sum", [weighted], [call.type], {"axes": axes})
+    return call.one("mul", [total], scalar=-1.0 / rows)
+
+
+def _classes_last(call: Call, scores: Value) -> Value:
+    """Scores [n, classes, ...] with the classes as the last dim, as a view."""
+    rank = len(scores.type.shape)
+    if rank <= 2:
+        return scores
+    perm = (0, *range(2, rank), 1)
+    moved = scores.type.with_shape(tuple(scores.type.shape[p] for p in perm))
+    return call.emit("transpose", [scores], [moved], {"perm": perm, "view": True})[0]
 
 
 def _nll(call: Call) -> Value:
-    return _pick(call, call.value("self"), call.value("target"))
+    return _pick(call, _classes_last(call, call.value("self")), call.value("target"))
 
 
 def _pick(call: Call, logs: Value, target: Value) -> Value:
     if not logs.type.shape[:-1]:
         logs = as_shape(call, logs, (1, *logs.type.shape), "row")
         target = as_shape(call, target, (1,), "target")
-    return call.emit("nll_loss", [logs, target], [call.type])[0]
+    attrs = {"divisor": 1} if call["reduction"] == 2 else {}
+    return call.emit("nll_loss", [logs, target], [call.type], attrs)[0]
 
 
 def _mean_squared_error(call: Call) -> Value:
@@ -270,15 +308,6 @@ def _mean_squared_error(call: Call) -> Value:
         return squares
     record = "reduce_mean" if call["reduction"] in (None, 1) else "reduce_sum"
     return call.one(record, [squares], axes=tuple(range(len(left.type.shape))))
-
-
-def constant_of(call: Call, shape: tuple[int, ...], number: float, dtype: DType) -> Value:
-    """A tensor filled with one number."""
-    import torch
-
-    return call.converter.materialize(
-        Constant(TensorType(shape, dtype), torch.full(shape, number)), call.node
-    )
 
 
 RULES: Mapping[str, Rule] = {

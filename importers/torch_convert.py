@@ -13,7 +13,7 @@ from typing import Any
 
 from graph_ir.errors import DimensionError, OpboundError, UnknownOperatorError
 from graph_ir.graph import GraphBuilder, Value
-from graph_ir.op_def import op_def
+from graph_ir.op_def import all_ops, op_def
 from graph_ir.tensor_type import DType, TensorType
 from importers.torch_names import NodeNames
 
@@ -35,7 +35,7 @@ class Constant:
 
     type: TensorType
     content: Any = field(default=None, repr=False)
-    """The tensor, on the CPU, if it is small."""
+    """The tensor (on the CPU) or numpy array, if it is small."""
 
 
 @dataclass(slots=True)
@@ -82,6 +82,18 @@ class Call:
     def sequence(self, name: str) -> list[Value]:
         """A list of tensors."""
         return [self.converter.materialize(v, self.node) for v in self.args[name]]
+
+    def constant(self, array: Any, dtype: DType) -> Value:
+        """A constant with the content of a numpy array."""
+        return self.converter.materialize(
+            Constant(TensorType(array.shape, dtype), array), self.node
+        )
+
+    def number(self, number: float, dtype: DType) -> Value:
+        """A constant of rank 0."""
+        import numpy as np
+
+        return self.constant(np.asarray(number), dtype)
 
     def axis(self, name: str, rank: int | None = None, default: int = -1) -> int:
         """A dim argument, made non-negative."""
@@ -174,11 +186,8 @@ class Converter:
         tensors = [v for v in flat(args.values()) if is_tensor(v)]
         if all(isinstance(v, Constant) for v in tensors) and not _is_random(target):
             return self._fold(node)
-        name = str(target).rsplit(".", 1)[0]
-        rule = self.rules.get(str(target)) or self.rules.get(name)
+        rule = find_rule(target, self.rules) or _record_rule(target)
         call = Call(self, node, args)
-        if rule is None and name.endswith("_") and not name.endswith("__"):
-            rule = self.rules.get(name[:-1])
         if rule is None:
             return self._unknown(call)
         result = rule(call)
@@ -207,7 +216,8 @@ class Converter:
         ):
             return node.target(*args)
         raise UnknownOperatorError(
-            f"control flow {name!r} (node {node.name} in {self.names.module(node) or 'the model'}) has no rule: "
+            f"control flow {name!r} (node {node.name} in {self.names.module(node) or 'the model'}) "
+            f"has no rule: "
             f"add it to Converter._special in importers/torch_convert.py"
         )
 
@@ -258,7 +268,10 @@ class Converter:
         base_value = self.materialize(base, call.node)
         written = self.materialize(result, call.node)
         axis = int(region.get("dim") or 0) % len(base_value.type.shape)
-        attrs = {"axis": axis, "start": int(region.get("start") or region.get("index") or 0)}
+        start, _, step = slice(
+            region.get("start") or region.get("index"), None, region.get("step") or 1
+        ).indices(base_value.type.shape[axis])
+        attrs = {"axis": axis, "start": start, "step": step}
         if str(target.target) == "aten.select.int":
             shape = list(base_value.type.shape)
             shape[axis] = 1
@@ -320,6 +333,11 @@ class Converter:
         shape = tuple(tensor.shape)
         if not all(type(n) is int for n in shape):
             unbound = [str(n) for n in shape if type(n) is not int]
+            if unbound[0].startswith("u"):
+                raise DimensionError(
+                    f"the size of {node.name} ({node.target}) in {self.names.module(node) or 'the model'} "
+                    f"depends on data: replace it by an operator of a fixed size"
+                )
             raise DimensionError(
                 f"dim {unbound[0]} of {node.name} is not bound to a number: give it with --dim or --batch"
             )
@@ -359,6 +377,35 @@ _LAYOUT_VIEWS = frozenset(
 )
 # In-place writes through these reach what they view.
 _WRITABLE_VIEWS = frozenset({"aten.slice.Tensor", "aten.select.int", "aten.alias.default"})
+
+
+def find_rule(target: Any, table: Mapping[str, Any]) -> Any:
+    """The rule of an operator: of its overload, of its name, or of the same without in-place writing."""
+    name = str(target).rsplit(".", 1)[0]
+    found = table.get(str(target)) or table.get(name)
+    if found is None and name.endswith("_") and not name.endswith("__"):
+        found = table.get(name[:-1])
+    return found
+
+
+def _record_rule(target: Any) -> Any:
+    """For a custom operator outside aten: the record of its own name, operands in its order."""
+    namespace, _, name = str(target).partition(".")
+    record = name.split(".", 1)[0]
+    if namespace in ("aten", "prims") or record not in all_ops():
+        return None
+
+    def rule(call: Call) -> Any:
+        operands = [
+            call.converter.materialize(v, call.node)
+            for v in flat(call.args.values())
+            if is_tensor(v)
+        ]
+        attrs = {k: v for k, v in call.args.items() if isinstance(v, int | float | str | bool)}
+        results = call.emit(record, operands, attrs=attrs)
+        return results if isinstance(call.node.meta["val"], tuple | list) else results[0]
+
+    return rule
 
 
 def live_nodes(nodes: Sequence[Any]) -> set[Any]:
@@ -417,6 +464,8 @@ def _evaluate_on_cpu(node: Any, resolve: Any) -> Any:
 def _numpy(tensor: Any) -> Any:
     import torch
 
+    if not isinstance(tensor, torch.Tensor):
+        return tensor
     found = tensor.detach()
     if found.dtype == torch.bfloat16:
         found = found.float()

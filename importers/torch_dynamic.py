@@ -106,7 +106,7 @@ def _propagate(torch: Any, program: Any, sizes: dict[str, int], name: str) -> No
         else:
             arguments.append(value)
 
-    class Recorder(torch.fx.Interpreter):  # type: ignore[misc,name-defined]
+    class Recorder(torch.fx.Interpreter):
         def run_node(self, node: Any) -> Any:
             result = super().run_node(node)
             if node.op in ("call_function", "placeholder"):

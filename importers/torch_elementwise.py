@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 from graph_ir.graph import Value
-from graph_ir.tensor_type import DType, TensorType
+from graph_ir.tensor_type import DType
 from importers.torch_convert import Call, Constant, is_tensor
 
 Rule = Callable[[Call], Any]
@@ -20,12 +20,12 @@ _UNARY = {
     **{
         name: name
         for name in (
-            "abs ceil cos erf exp expm1 floor hardsigmoid hardswish isinf isnan log log1p logical_not mish neg "
-            "reciprocal relu round rsqrt sigmoid sign silu sin softplus selu sqrt tan tanh bitwise_not"
+            "abs acos acosh asin asinh atan atanh ceil cos cosh erf exp expm1 floor "
+            "hardsigmoid hardswish isinf isnan log log1p logical_not mish neg "
+            "reciprocal relu round rsqrt sigmoid sign silu sin sinh softplus selu sqrt tan tanh bitwise_not"
         ).split()
     },
     "negative": "neg",
-    "log_sigmoid": "softplus",
     "__invert__": "bitwise_not",
 }
 # aten name -> record, for functions of two tensors or a tensor and a number.
@@ -70,21 +70,6 @@ def _unary(record: str) -> Rule:
     return lambda call: call.one(record, [call.value("self")])
 
 
-def scalar_constant(call: Call, number: Any, dtype: DType) -> Value:
-    """A tensor of rank 0 that holds a number."""
-    import numpy as np
-
-    return call.converter.materialize(
-        Constant(TensorType((), dtype), _tensor(np.asarray(number))), call.node
-    )
-
-
-def _tensor(array: Any) -> Any:
-    import torch
-
-    return torch.from_numpy(array)
-
-
 def _binary(record: str) -> Rule:
     def rule(call: Call) -> Value:
         left, right = call["self"], call["other"] if "other" in call.args else call["exponent"]
@@ -123,6 +108,18 @@ def _gelu(call: Call) -> Value:
     return call.one(record, [call.value("self")])
 
 
+def _log_sigmoid(call: Call) -> Value:
+    """The logarithm of a sigmoid is -softplus(-x)."""
+    (turned,) = call.emit("neg", [call.value("self")], suffix="turned")
+    (soft,) = call.emit("softplus", [turned])
+    return call.one("neg", [soft])
+
+
+def _with_slope(record: str, argument: str) -> Rule:
+    """A function with one parameter, the record's `alpha`."""
+    return lambda call: call.one(record, [call.value("self")], alpha=float(call[argument]))
+
+
 def _clamp(low: str | float | None, high: str | float | None) -> Rule:
     """`low` and `high` name arguments, or are the bounds themselves."""
 
@@ -147,15 +144,13 @@ def _where(call: Call) -> Value:
     for name in ("self", "other"):
         given = call[name]
         dtype = call.type.dtype
-        branches.append(
-            call.value(name) if is_tensor(given) else scalar_constant(call, given, dtype)
-        )
+        branches.append(call.value(name) if is_tensor(given) else call.number(given, dtype))
     return call.one("where", [call.value("condition"), *branches])
 
 
 def _masked_fill(call: Call) -> Value:
     fill = call["value"]
-    value = call.value("value") if is_tensor(fill) else scalar_constant(call, fill, call.type.dtype)
+    value = call.value("value") if is_tensor(fill) else call.number(fill, call.type.dtype)
     return call.one("where", [call.value("mask"), value, call.value("self")])
 
 
@@ -255,9 +250,10 @@ RULES: Mapping[str, Rule] = {
     "aten.rsub": _reverse_subtract,
     "aten.square": lambda call: call.one("pow", [call.value("self")], scalar=2),
     "aten.gelu": _gelu,
-    "aten.elu": _unary("elu"),
-    "aten.celu": _unary("elu"),
-    "aten.leaky_relu": _unary("leaky_relu"),
+    "aten.log_sigmoid": _log_sigmoid,
+    "aten.elu": _with_slope("elu", "alpha"),
+    "aten.celu": _with_slope("elu", "alpha"),
+    "aten.leaky_relu": _with_slope("leaky_relu", "negative_slope"),
     "aten.relu6": _clamp(0.0, 6.0),
     "aten.hardtanh": _clamp("min_val", "max_val"),
     "aten.clamp": _clamp("min", "max"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from graph_ir.graph import Graph, GraphBuilder, Value
 from graph_ir.tensor_type import DType
 from importers.imported_model import ImportedModel, ImportOptions
 from importers.torch_canonical import rules
-from importers.torch_convert import Constant, Converter, InputHint, Settings
+from importers.torch_convert import Constant, Converter, InputHint, Settings, find_rule
 from importers.torch_names import NodeNames
 
 
@@ -26,7 +27,10 @@ def export_module(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *
     # The fast path of nn.MultiheadAttention is one opaque operator.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        return torch.export.export(module, tuple(args), dict(kwargs), strict=False)
+        with warnings.catch_warnings():
+            # They are about how the program would run or be saved, which it never is.
+            warnings.simplefilter("ignore")
+            return torch.export.export(module, tuple(args), dict(kwargs), strict=False)
     except OpboundError:
         raise
     except Exception as error:  # the user's own forward runs here and may raise anything
@@ -76,10 +80,12 @@ def import_program(
         allow_unknown=options.allow_unknown,
         dtypes=_replaced_dtypes(program, options.dtype),
     )
+    table = rules()
+    program = _decomposed(program, table)
     builder = GraphBuilder(name)
     names = NodeNames(module_prefix)
     names.learn(program.graph.nodes)
-    converter = Converter(builder, names, settings, rules())
+    converter = Converter(builder, names, settings, table)
     arguments = _graph_inputs(program, converter, inputs or {}, names)
     results = converter.run(program.graph_module, arguments)
     graph = builder.build(_graph_outputs(program, results, converter, options))
@@ -93,6 +99,39 @@ def import_program(
         notes=(*notes, *([f"operators without a rule: {', '.join(unknown)}"] if unknown else [])),
         **_sizes(graph),
     )
+
+
+def _decomposed(program: Any, table: Mapping[str, Any]) -> Any:
+    """Operators without a rule of their own, replaced by those that torch itself defines them with."""
+    import torch
+
+    known: Mapping[Any, Any] | None = None
+    for _ in range(3):
+        missing = missing_operators(program.graph_module, table)
+        if not missing:
+            return program
+        known = known if known is not None else torch.export.default_decompositions()
+        chosen = {op: known[op] for op in missing if op in known}
+        if not chosen:
+            return program
+        program = program.run_decompositions(chosen)
+    return program
+
+
+def missing_operators(module: Any, table: Mapping[str, Any]) -> set[Any]:
+    """Operators of a graph, and of the graphs nested in it, that the table lacks."""
+    found = set()
+    for part in module.modules():
+        for node in getattr(part, "graph", None).nodes if hasattr(part, "graph") else ():
+            schema = getattr(node.target, "_schema", None)
+            # What takes no tensor (a range) is a constant, whatever it computes.
+            if schema is None or not any("Tensor" in str(a.type) for a in schema.arguments):
+                continue
+            if find_rule(node.target, table) is None:
+                found.add(node.target)
+    return {
+        op for op in found if not str(op).startswith(("aten._assert", "aten.sym_", "higher_order"))
+    }
 
 
 def _replaced_dtypes(program: Any, wanted: str | None) -> dict[DType, DType]:
@@ -160,7 +199,9 @@ def _graph_inputs(
 
 def _content(tensor: Any) -> Any:
     """A constant's own copy, unless it lives on the meta device or is traced."""
-    real = tensor is not None and tensor.device.type == "cpu" and type(tensor).__name__ != "FakeTensor"
+    real = (
+        tensor is not None and tensor.device.type == "cpu" and type(tensor).__name__ != "FakeTensor"
+    )
     return tensor.detach().clone() if real else None
 
 

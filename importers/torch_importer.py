@@ -47,7 +47,8 @@ def import_torch(
         )
     if not isinstance(model, torch.nn.Module):
         raise OpboundError(
-            f"cannot import a {type(model).__name__}: give a torch.nn.Module, an ExportedProgram, or the path of "
+            f"cannot import a {type(model).__name__}: give a torch.nn.Module, an "
+            f"ExportedProgram, or the path of "
             f"an .onnx or .pt2 file"
         )
     name = name or type(model).__name__
@@ -208,7 +209,8 @@ def _load_program(torch: Any, path: Path) -> tuple[Any, str]:
         return torch.export.load(str(path)), hashlib.sha256(raw).hexdigest()
     except Exception as error:  # torch raises anything from KeyError to its own C++ errors here
         raise ModelFileError(
-            f"{path} is not an exported program that torch {torch.__version__} can load: {type(error).__name__}"
+            f"{path} is not an exported program that torch {torch.__version__} can load: "
+            f"{type(error).__name__}"
         ) from error
 
 

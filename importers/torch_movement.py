@@ -13,7 +13,7 @@ from typing import Any
 from graph_ir.errors import UnknownOperatorError
 from graph_ir.graph import Value
 from graph_ir.tensor_type import DType, TensorType
-from importers.torch_convert import Call, Constant, is_tensor
+from importers.torch_convert import Call, is_tensor
 
 Rule = Callable[[Call], Any]
 
@@ -223,37 +223,66 @@ def _roll(call: Call) -> Value:
 
 
 def _pad(call: Call) -> Value:
+    """Constant padding is a pad; the other modes look up each padded axis by a constant index."""
     mode = call["mode"] or "constant"
-    source, widths = call.value("self"), list(call["pad"])
-    if mode != "constant":
-        raise UnknownOperatorError(
-            f"{call.node.name}: padding mode {mode!r} has no rule: add it to _pad in importers/torch_movement.py"
-        )
+    source, widths = call.value("self"), [int(w) for w in call["pad"]]
     rank = len(source.type.shape)
-    before = [0] * rank
-    for i in range(len(widths) // 2):
-        before[rank - 1 - i] = int(widths[2 * i])
+    sides = {rank - 1 - i: (widths[2 * i], widths[2 * i + 1]) for i in range(len(widths) // 2)}
     if source.type.shape == call.type.shape:
         return source
-    return call.one("pad", [source], before=tuple(before), value=call["value"] or 0)
+    if mode == "constant":
+        before = tuple(sides.get(i, (0, 0))[0] for i in range(rank))
+        return call.one("pad", [source], before=before, value=call["value"] or 0)
+    for axis, (before_, after) in sorted(sides.items()):
+        if not before_ and not after:
+            continue
+        size = source.type.shape[axis]
+        shape = (*source.type.shape[:axis], size + before_ + after, *source.type.shape[axis + 1 :])
+        index = call.constant(_padded_index(size, before_, after, mode), DType.INT64)
+        (source,) = call.emit(
+            "gather", [source, index], [source.type.with_shape(shape)], {"axis": axis}
+        )
+    return source
+
+
+def _padded_index(size: int, before: int, after: int, mode: str) -> Any:
+    """Which element each position of a padded axis repeats."""
+    import numpy as np
+
+    names = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    return np.pad(np.arange(size), (before, after), mode=names[mode])  # type: ignore[call-overload]
 
 
 def _triangle(keep_lower: bool) -> Rule:
     """`tril` and `triu`: a choice between the tensor and zero by a constant mask."""
 
     def rule(call: Call) -> Value:
-        import torch
+        import numpy as np
 
-        rows, columns = call.type.shape[-2:]
-        ones = torch.ones(rows, columns, dtype=torch.bool)
+        ones = np.ones(call.type.shape[-2:], dtype=bool)
         offset = int(call["diagonal"] or 0)
-        mask = torch.tril(ones, offset) if keep_lower else torch.triu(ones, offset)
-        chosen = Constant(TensorType((rows, columns), DType.BOOL), mask)
-        zero = Constant(TensorType((), call.type.dtype), torch.zeros(()))
-        operands = [call.converter.materialize(c, call.node) for c in (chosen, zero)]
-        return call.one("where", [operands[0], call.value("self"), operands[1]])
+        mask = np.tril(ones, offset) if keep_lower else np.triu(ones, offset)
+        chosen = call.constant(mask, DType.BOOL)
+        return call.one("where", [chosen, call.value("self"), call.number(0, call.type.dtype)])
 
     return rule
+
+
+def _scatter_slice(call: Call) -> Value:
+    """`slice_scatter`, `select_scatter`: an in-place write in its functional form."""
+    source, update = call.value("self"), call.value("src")
+    axis = call.axis("dim", len(source.type.shape), 0)
+    size = source.type.shape[axis]
+    if call["index"] is not None:
+        start, step = int(call["index"]) % size, 1
+        update = as_shape(
+            call, update, (*source.type.shape[:axis], 1, *source.type.shape[axis + 1 :])
+        )
+    else:
+        start, _, step = slice(call["start"], call["end"], call["step"] or 1).indices(size)
+    if update.type.shape == source.type.shape:
+        return update
+    return call.one("slice_update", [source, update], axis=axis, start=start, step=step)
 
 
 def _gather(table: str, index: str, axis: str | None) -> Rule:
@@ -268,8 +297,6 @@ def _gather(table: str, index: str, axis: str | None) -> Rule:
 def _index(call: Call) -> Value:
     """Advanced indexing: one index tensor is a lookup along its axis, several read single elements."""
     source, indices = call.value("self"), call["indices"]
-    if len(call.type.shape) and any(type(n) is not int for n in call.node.meta["val"].shape):
-        raise UnknownOperatorError(f"{call.node.name}: the size of a boolean index depends on data")
     given = [(i, v) for i, v in enumerate(indices) if is_tensor(v)]
     values = [call.converter.materialize(v, call.node) for _, v in given]
     if len(given) == 1 and values[0].type.dtype is not DType.BOOL:
@@ -301,6 +328,28 @@ def _histogram(call: Call) -> Value:
     return call.one("histogram", [call.value("self")])
 
 
+def _interpolate(call: Call) -> Value:
+    """Resampling; the operator's name says how (upsample_bicubic2d)."""
+    name = str(call.node.target)
+    mode = "nearest" if "nearest" in name else "cubic" if "cubic" in name else "linear"
+    return call.one("interpolate", call.values(["input", "self"])[:1], mode=mode)
+
+
+def _sample(call: Call) -> Value:
+    """`grid_sample`: bilinear (0), nearest (1) or bicubic (2) at given positions."""
+    mode = ("linear", "nearest", "cubic")[int(call["interpolation_mode"] or 0)]
+    return call.one("interpolate", [call.value("input"), call.value("grid")], mode=mode)
+
+
+_UPSAMPLES = (
+    "nearest1d",
+    "nearest2d",
+    "nearest3d",
+    "linear1d",
+    "bilinear2d",
+    "trilinear3d",
+    "bicubic2d",
+)
 _VIEWS = (
     "view",
     "reshape",
@@ -342,6 +391,11 @@ RULES: Mapping[str, Rule] = {
     "aten.repeat_interleave": _repeat_interleave,
     "aten.roll": _roll,
     "aten.flip": lambda call: call.one("flip", [call.value("self")], axes=tuple(call["dims"])),
+    **{f"aten.upsample_{kind}": _interpolate for kind in _UPSAMPLES},
+    **{f"aten._upsample_{kind}_aa": _interpolate for kind in ("bilinear2d", "bicubic2d")},
+    "aten.grid_sampler": _sample,
+    "aten.grid_sampler_2d": _sample,
+    "aten.grid_sampler_3d": _sample,
     "aten.pad": _pad,
     "aten.constant_pad_nd": _pad,
     "aten.tril": _triangle(keep_lower=True),
@@ -354,6 +408,8 @@ RULES: Mapping[str, Rule] = {
     "aten.scatter": _elements("scatter_elements"),
     "aten.scatter_add": _elements("scatter_elements"),
     "aten.scatter_reduce": _elements("scatter_elements"),
+    "aten.slice_scatter": _scatter_slice,
+    "aten.select_scatter": _scatter_slice,
     "aten.index_put": _scatter_data,
     "aten.index_add": _scatter_data,
     "aten.index_copy": _scatter_data,

@@ -8,7 +8,7 @@ from typing import Any
 from graph_ir.errors import UnknownOperatorError
 from graph_ir.graph import Value
 from graph_ir.tensor_type import DType, TensorType
-from importers.torch_contraction import _tuple, constant_of
+from importers.torch_contraction import per_dim
 from importers.torch_convert import Call, is_tensor
 from importers.torch_movement import as_shape
 
@@ -125,13 +125,15 @@ def _group_norm(call: Call) -> Value:
 
 
 def _batch_norm(call: Call) -> Any:
+    import numpy as np
+
     source = call.value("input")
     channels = TensorType((source.type.shape[1],), DType.FLOAT32)
     training = bool(call["training"] if call["training"] is not None else call["use_input_stats"])
     scale = [
         call.value(name)
         if is_tensor(call[name])
-        else constant_of(call, channels.shape, number, source.type.dtype)
+        else call.constant(np.full(channels.shape, number), source.type.dtype)
         for name, number in (("weight", 1.0), ("bias", 0.0))
     ]
     attrs = {"training": training, "eps": float(call["eps"])}
@@ -150,12 +152,12 @@ def _pool(record: str) -> Rule:
             if len(_list(call["kernel_size"])) > 1
             else _spatial(call)
         )
-        kernel = _tuple(call["kernel_size"], rank, 1)
+        kernel = per_dim(call["kernel_size"], rank, 1)
         attrs: dict[str, Any] = {
             "kernel": kernel,
-            "stride": _tuple(call["stride"], rank, 0) if call["stride"] else kernel,
-            "padding": _tuple(call["padding"], rank, 0),
-            "dilation": _tuple(call["dilation"], rank, 1),
+            "stride": per_dim(call["stride"], rank, 0) if call["stride"] else kernel,
+            "padding": per_dim(call["padding"], rank, 0),
+            "dilation": per_dim(call["dilation"], rank, 1),
         }
         if record == "avg_pool":
             attrs["count_include_pad"] = bool(call["count_include_pad"])

@@ -140,9 +140,7 @@ def ours(graph, phase):
             continue
         if node.op.startswith("conv"):
             kind = "convolution"
-        elif node.op.startswith("attention"):
-            kind = "batched"
-        elif node.op == "matmul" and is_batched(node):
+        elif node.op.startswith("attention") or (node.op == "matmul" and is_batched(node)):
             kind = "batched"
         else:
             kind = "mm"
@@ -184,7 +182,7 @@ def test_training_flops_equal_a_real_run(small_config):
 @pytest.mark.parametrize("name", config_names())
 def test_shipped_configs_name_their_source(name):
     content = read_config(name).content
-    assert content["_source"].startswith(("http", "Korthikanti", "Brown", "Touvron", "Grattafiori")) or (
-        "arXiv" in content["_source"]
-    )
+    assert content["_source"].startswith(
+        ("http", "Korthikanti", "Brown", "Touvron", "Grattafiori")
+    ) or ("arXiv" in content["_source"])
     assert content["architectures"]

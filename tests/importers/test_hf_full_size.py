@@ -64,7 +64,9 @@ def test_llama_2_7b_forward_equals_the_counter():
 
 
 def test_llama_2_7b_forward_and_backward_equal_the_counter():
-    graph = training_graph(fold(importers.load("hf:llama-2-7b", sequence=512, mode="training").graph))
+    graph = training_graph(
+        fold(importers.load("hf:llama-2-7b", sequence=512, mode="training").graph)
+    )
     # With autograd on, meta decomposes attention into plain products; a fused backward pass computes the
     # scores once more.
     again = sum(n.flops // 2 * n.count for n in graph.nodes if n.op == "attention")

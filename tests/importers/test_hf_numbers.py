@@ -163,7 +163,9 @@ def test_encoder_decoder_generation(small):
         room = buffer.type.shape[2] - cache.shape[2]
         given[buffer.name] = np.pad(cache, ((0, 0), (0, 0), (0, room), (0, 0)))
     logits, *_ = evaluate(step, model, given)
-    whole = model(
-        input_ids=torch.from_numpy(prompt), decoder_input_ids=torch.from_numpy(answer)
-    ).logits.detach().numpy()
+    whole = (
+        model(input_ids=torch.from_numpy(prompt), decoder_input_ids=torch.from_numpy(answer))
+        .logits.detach()
+        .numpy()
+    )
     np.testing.assert_allclose(logits[:, -1], whole[:, -1], rtol=1e-3, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Modules of many kinds: the imported graph computes what the module computes, with the FLOPs that torch counts."""
+"""Modules of many kinds: the graph computes what the module computes, with the FLOPs that torch counts."""
 
 from collections import Counter
 
@@ -73,6 +73,17 @@ class Rotary(nn.Module):
         return out.transpose(1, 2).reshape(b, s, 16)
 
 
+class First(nn.Module):
+    """The first result of a recurrent layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
 class Writes(nn.Module):
     """In-place writes through views."""
 
@@ -96,7 +107,10 @@ CASES = {
     "grouped": (Bottleneck(8, 4, groups=2), (randn(2, 8, 6, 6),)),
     "rotary": (Rotary(), (randn(2, 6, 16),)),
     "writes": (Writes(), (randn(3, 4),)),
-    "encoder_layer": (nn.TransformerEncoderLayer(16, 4, 32, 0.0, batch_first=True), (randn(2, 5, 16),)),
+    "encoder_layer": (
+        nn.TransformerEncoderLayer(16, 4, 32, 0.0, batch_first=True),
+        (randn(2, 5, 16),),
+    ),
     "decoder_layer": (
         nn.TransformerDecoderLayer(16, 4, 32, 0.0, batch_first=True, activation="gelu"),
         (randn(2, 5, 16), randn(2, 7, 16)),
@@ -113,45 +127,143 @@ CASES = {
     "avg_pool": (nn.AvgPool2d(2, count_include_pad=False, padding=1), (randn(1, 2, 6, 6),)),
     "adaptive": (nn.AdaptiveAvgPool2d((2, 3)), (randn(1, 2, 6, 6),)),
     "embedding": (nn.Embedding(10, 4), (torch.tensor([[1, 2], [3, 9]]),)),
-    "bilinear": (Function(lambda w, a, b: torch.einsum("bi,oij,bj->bo", a, w, b), 3, 4, 5), (randn(2, 4), randn(2, 5))),
-    "ellipsis": (Function(lambda w, x: torch.einsum("...i,ij->...j", x, w), 4, 6), (randn(2, 3, 4),)),
+    "bilinear": (
+        Function(lambda w, a, b: torch.einsum("bi,oij,bj->bo", a, w, b), 3, 4, 5),
+        (randn(2, 4), randn(2, 5)),
+    ),
+    "ellipsis": (
+        Function(lambda w, x: torch.einsum("...i,ij->...j", x, w), 4, 6),
+        (randn(2, 3, 4),),
+    ),
     "vectors": (Function(lambda w, x: x @ w + torch.dot(w, w), 4), (randn(3, 4),)),
-    "batched": (Function(lambda w, x: torch.baddbmm(x, w, x, alpha=0.5, beta=2.0), 3, 4, 4), (randn(3, 4, 4),)),
+    "batched": (
+        Function(lambda w, x: torch.baddbmm(x, w, x, alpha=0.5, beta=2.0), 3, 4, 4),
+        (randn(3, 4, 4),),
+    ),
     "activations": (
-        nn.Sequential(nn.SiLU(), nn.GELU("tanh"), nn.Hardswish(), nn.Softplus(), nn.Mish(), nn.ReLU6(), nn.Tanh()),
+        nn.Sequential(
+            nn.SiLU(),
+            nn.GELU("tanh"),
+            nn.Hardswish(),
+            nn.Softplus(),
+            nn.Mish(),
+            nn.ReLU6(),
+            nn.Tanh(),
+        ),
         (randn(3, 4),),
     ),
     "arithmetic": (
-        Function(lambda w, x: (1 - x * w).abs().sqrt() / (x.square() + 1) - torch.rsub(x, w, alpha=2) ** 3, 4),
+        Function(
+            lambda w, x: (
+                (1 - x * w).abs().sqrt() / (x.square() + 1) - torch.rsub(x, w, alpha=2) ** 3
+            ),
+            4,
+        ),
         (randn(3, 4),),
     ),
     "choices": (
-        Function(lambda x: torch.where(x > 0, x, -1.0).clamp(-0.5, 0.7) + torch.maximum(x, x.mean()) + x.clamp_min(0.1)),
+        Function(
+            lambda x: (
+                torch.where(x > 0, x, -1.0).clamp(-0.5, 0.7)
+                + torch.maximum(x, x.mean())
+                + x.clamp_min(0.1)
+            )
+        ),
         (randn(3, 4),),
     ),
     "reductions": (
-        Function(lambda x: x.var(1) + x.std(1, unbiased=False) + x.amax(1) + x.sum((0, 1)).mean() + x.max(1).values),
+        Function(
+            lambda x: (
+                x.var(1)
+                + x.std(1, unbiased=False)
+                + x.amax(1)
+                + x.sum((0, 1)).mean()
+                + x.max(1).values
+            )
+        ),
         (randn(3, 4),),
     ),
     "shapes": (
         Function(
-            lambda x: torch.stack([x.repeat(2, 1), x.repeat_interleave(2, 0)], 1).movedim(1, -1).flatten(1).tril()
+            lambda x: (
+                torch.stack([x.repeat(2, 1), x.repeat_interleave(2, 0)], 1)
+                .movedim(1, -1)
+                .flatten(1)
+                .tril()
+            )
         ),
         (randn(3, 4),),
     ),
     "lookups": (
-        Function(lambda x: x[:, torch.tensor([2, 0])] + x.index_select(1, torch.tensor([1, 1])) + x.gather(1, torch.zeros(3, 2, dtype=torch.long))),
+        Function(
+            lambda x: (
+                x[:, torch.tensor([2, 0])]
+                + x.index_select(1, torch.tensor([1, 1]))
+                + x.gather(1, torch.zeros(3, 2, dtype=torch.long))
+            )
+        ),
         (randn(3, 4),),
     ),
     "padding": (Function(lambda x: F.pad(x, (1, 2, -1, 0), value=0.5)), (randn(3, 4),)),
-    "sorting": (Function(lambda x: x.topk(2, 1).values + x.sort(1, descending=True).values[:, :2] + x.cumsum(1)[:, :2]), (randn(3, 4),)),
+    "sorting": (
+        Function(
+            lambda x: (
+                x.topk(2, 1).values + x.sort(1, descending=True).values[:, :2] + x.cumsum(1)[:, :2]
+            )
+        ),
+        (randn(3, 4),),
+    ),
     "masked_attention": (
-        Function(lambda x: F.scaled_dot_product_attention(x, x, x, attn_mask=torch.ones(5, 5, device=x.device, dtype=torch.bool).tril(), scale=0.3)),
+        Function(
+            lambda x: F.scaled_dot_product_attention(
+                x,
+                x,
+                x,
+                attn_mask=torch.ones(5, 5, device=x.device, dtype=torch.bool).tril(),
+                scale=0.3,
+            )
+        ),
         (randn(2, 3, 5, 4),),
     ),
-    "flat_attention": (Function(lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True)), (randn(3, 5, 4),)),
-    "losses": (Function(lambda w, x: F.cross_entropy(x @ w, torch.tensor([1, 2, 0])) + F.mse_loss(x, x * 2), 4, 5), (randn(3, 4),)),
-}  # fmt: skip
+    "flat_attention": (
+        Function(lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True)),
+        (randn(3, 5, 4),),
+    ),
+    # torch defines these by other operators, which is how they are imported.
+    "lstm": (First(nn.LSTM(4, 5, batch_first=True)), (randn(2, 3, 4),)),
+    "gru": (First(nn.GRU(4, 5, num_layers=2, bidirectional=True)), (randn(2, 3, 4),)),
+    "gated": (Function(F.glu), (randn(2, 4),)),
+    "pixel_shuffle": (nn.PixelShuffle(2), (randn(1, 8, 2, 3),)),
+    "cosine": (Function(F.cosine_similarity), (randn(3, 4), randn(4, 4)[:3])),
+    "upsample": (nn.Upsample(scale_factor=2, mode="bilinear"), (randn(1, 2, 3, 3),)),
+    "reflect": (nn.ReflectionPad2d((1, 2, 0, 1)), (randn(1, 2, 3, 3),)),
+    "local_norm": (nn.LocalResponseNorm(3), (randn(1, 4, 3, 3),)),
+    "image_loss": (
+        Function(lambda x: F.cross_entropy(x, torch.zeros(2, 5, dtype=torch.long))),
+        (randn(2, 3, 5),),
+    ),
+    "soft_loss": (Function(lambda x: F.cross_entropy(x, torch.ones(2, 3) / 3)), (randn(2, 3),)),
+    "smoothed_loss": (
+        Function(lambda x: F.cross_entropy(x, torch.tensor([1, 0]), label_smoothing=0.1)),
+        (randn(2, 3),),
+    ),
+    "binary_loss": (
+        Function(lambda x: F.binary_cross_entropy_with_logits(x, torch.ones(2, 3))),
+        (randn(2, 3),),
+    ),
+    "slopes": (
+        Function(lambda x: F.leaky_relu(x, 0.2) + F.elu(x) + F.logsigmoid(x) + F.hardtanh(x)),
+        (randn(2, 3),),
+    ),
+    "losses": (
+        Function(
+            lambda w, x: F.cross_entropy(x @ w, torch.tensor([1, 2, 0])) + F.mse_loss(x, x * 2),
+            4,
+            5,
+        ),
+        (randn(3, 4),),
+    ),
+}
 
 
 @pytest.fixture(params=sorted(CASES))
@@ -182,11 +294,15 @@ def test_graph_computes_what_the_module_computes(case):
 
 def products(graph, phase):
     return sum(
-        n.flops for n in graph.nodes if n.phase == phase and n.definition.kind in ("contraction", "attention")
+        n.flops
+        for n in graph.nodes
+        if n.phase == phase and n.definition.kind in ("contraction", "attention")
     )
 
 
-@pytest.mark.parametrize("name", ["resnet", "rotary", "encoder_layer", "decoder_layer", "conv_transpose"])
+@pytest.mark.parametrize(
+    "name", ["resnet", "rotary", "encoder_layer", "decoder_layer", "conv_transpose"]
+)
 def test_training_flops_equal_the_counter(name):
     """With the math backend, whose backward attention has one product less than the fused one."""
     module, inputs = CASES[name]
