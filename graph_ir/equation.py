@@ -191,12 +191,15 @@ def _dim_text(dim: Dim) -> str:
     return f"({' '.join(dim)})" if dim else "1"
 
 
-_TOKEN = re.compile(r"\(([^)]*)\)|(\.\.\.)|([A-Za-z_]\w*)|1")
+_TOKEN = re.compile(r"\(([\w\s+]*)\)|(\.\.\.)|([A-Za-z_]\w*)|1")
 
 
 @lru_cache(maxsize=4096)
 def _parse_operand(text: str) -> tuple[Dim | str, ...]:
     dims: list[Dim | str] = []
+    strange = _TOKEN.sub("", text).strip()
+    if strange:
+        raise ValueError(f"equation operand {text!r} has a strange {strange!r}")
     for match in _TOKEN.finditer(text):
         group, ellipsis, name = match.groups()
         if ellipsis:
@@ -273,7 +276,9 @@ def _bind(
     reduction: str | None,
     given: tuple[tuple[str, int], ...],
 ) -> Equation:
-    left, right = text.split("->")
+    left, arrow, right = text.partition("->")
+    if not arrow or "->" in right:
+        raise ValueError(f"equation {text!r} needs one '->'")
     operands = [_parse_operand(part) for part in left.split(",")] if left.strip() else []
     results = [_parse_operand(part) for part in right.split(",")]
     shapes = (*inputs, *outputs)

@@ -114,7 +114,13 @@ class OpDef:
             return "none"
         if self.engine is not None:
             return self.engine
-        return "matrix" if node.equation.is_matrix_product else "vector"
+        if not node.equation.is_matrix_product:
+            return "vector"
+        # Many products of a matrix with a vector (a depthwise convolution): no operand is used twice
+        # within one of them, so libraries run them on vector units.
+        gemm = node.equation.gemm
+        alone = gemm is not None and gemm.batch > 1 and min(gemm.m, gemm.n) == 1
+        return "vector" if alone else "matrix"
 
     def flops_of(self, node: Node) -> int:
         """FLOPs of one application."""
