@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,10 +23,10 @@ Array = NDArray[Any]
 Attributes = Mapping[str, Any]
 
 MAX_VECTOR = 4096
-"""Vectors up to this length are computed: shapes, axes, index lists."""
+"""Vectors (also as rows or columns) up to this length are computed: shapes, axes, index lists."""
 
 MAX_ARRAY = 64
-"""Higher-rank tensors up to this size are computed: pads as pairs, little masks. Larger ones are
+"""Other tensors up to this size are computed: pads as pairs, little masks. Larger ones are
 real work at run time (a causal mask), so they stay in the graph at every size of the model."""
 
 _SKIP = frozenset(
@@ -46,8 +47,9 @@ _SKIP = frozenset(
 
 def is_foldable_size(shape: Sequence[int]) -> bool:
     """Whether a tensor of this shape is small enough to be computed while importing."""
-    elements = int(np.prod(shape, dtype=np.int64)) if len(shape) else 1
-    return elements <= (MAX_VECTOR if len(shape) <= 1 else MAX_ARRAY)
+    elements = prod(shape)
+    is_vector = elements == max(shape, default=1)
+    return elements <= (MAX_VECTOR if is_vector else MAX_ARRAY)
 
 
 def fold(

@@ -267,7 +267,6 @@ ZOO = {
     "libonnx__mnist_8_model.onnx": {},
     "qonnx__residual_block_clean.onnx": {},
     "burn-onnx__opset_11.onnx": {},
-    "burn-onnx__opset_13.onnx": {},
     "onnxruntime-genai__marian-batch-beams_decoder.onnx": {},
 }
 
@@ -287,7 +286,13 @@ def test_every_shape_equals_onnxruntimes(zoo, file):
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     shapes = {v.name: v.type.shape for v in load(path, **ZOO[file]).graph.inputs}
-    kinds = {"float": np.float32, "float16": np.float16, "int32": np.int32, "bool": np.bool_}
+    kinds = {
+        "float": np.float32,
+        "float16": np.float16,
+        "int32": np.int32,
+        "uint32": np.uint32,
+        "bool": np.bool_,
+    }
     feeds = {
         i.name: np.ones(shapes[i.name], kinds.get(i.type[7:-1], np.int64))
         for i in session.get_inputs()
