@@ -50,20 +50,23 @@ class _Fuser:
             return False
         if self.graph.block_of.get(producer) is not self.graph.block_of.get(node):
             return False
+        product = group[0].definition.kind == "contraction"
+        if product and node.definition.kind != "elementwise":
+            # A norm needs whole rows, which a product's tiles do not hold.
+            return False
         made = max(v.type.elements for v in producer.outputs)
         walked = max(v.type.elements for v in (*node.inputs, *node.outputs))
         same_elements = made == walked
         if producer.definition.kind in _JOINS:
             # After a reduction, what broadcasts its result back walks over the reduced elements again.
             read = max((v.type.elements for v in producer.inputs), default=made)
-            rows = group[0].definition.kind in _JOINS and read == walked
-            return same_elements or rows
+            return same_elements or (read == walked and not product)
         if producer.definition.is_view(producer):
             return same_elements and any(n.definition.kind in _JOINS for n in group)
         # An epilogue: elementwise work on what a product just made, for that reader alone.
         only = all(len(self.graph.users.get(v, ())) == 1 for v in producer.outputs[:1])
         elementwise = node.definition.kind == "elementwise"
-        return producer.definition.kind == "contraction" and elementwise and same_elements and only
+        return product and elementwise and same_elements and only
 
     def _closes_cycle(self, producers: set[Node], group: list[Node]) -> bool:
         """Whether another operand needs the group's result through nodes outside the group."""

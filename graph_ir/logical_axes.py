@@ -93,15 +93,17 @@ class Axis:
 
 @dataclass(frozen=True)
 class AxisRule:
-    """A node's sharding when one logical axis is split over one mesh axis."""
+    """A node's sharding over one mesh axis."""
 
-    axis: Axis
     name: str
-    """The equation's name that holds the axis."""
-    inputs: tuple[bool, ...]
-    """Whether each operand is split; else it is whole."""
-    outputs: tuple[bool, ...]
-    """Whether each result is split; else it is a partial term."""
+    """The equation's name that holds the axis; empty where a node runs on each device's own part of
+    the data, in an order of its own."""
+    inputs: tuple[Axis | None, ...]
+    """The axis that each operand is split along; None where it is whole."""
+    outputs: tuple[Axis | None, ...]
+    """The axis that each result is split along; None where it is a partial term."""
+    partial: bool = True
+    """Whether results that are not split are partial terms; else each device's own."""
 
 
 class LogicalAxes:
@@ -221,6 +223,26 @@ class LogicalAxes:
             return None
         return rule
 
+    def local_rule(self, node: Node, split: frozenset[Axis]) -> AxisRule | None:
+        """A rule for lookups and sorts of the split data itself: each device works on its own part.
+
+        A permutation of the tokens (an expert dispatch and its inverse) is undone later, so each device
+        may permute its own tokens alone. Only meant for the batch and what is a permutation of it.
+        """
+        if node.definition.kind not in ("gather", "routing"):
+            return None
+        found = [
+            next((a for a in self.all_of(v) if a in split), None)
+            for v in (*node.inputs, *node.outputs)
+        ]
+        inputs, outputs = tuple(found[: len(node.inputs)]), tuple(found[len(node.inputs) :])
+        # A lookup in a table of the data's own rows; one in a table of weights has an ordinary rule.
+        tables = {"gather": inputs[:1], "gather_backward": outputs, "scatter_nd": outputs}
+        own = tables.get(node.op, inputs if node.definition.kind == "routing" else ())
+        if all(a is None for a in own) or all(a is None for a in inputs):
+            return None
+        return AxisRule("", inputs, outputs, partial=False)
+
     def _find_rule(self, node: Node, axis: Axis) -> AxisRule | None:
         if axis.blocked:
             return None
@@ -233,8 +255,11 @@ class LogicalAxes:
         for value in (*node.inputs, *node.outputs):
             if self.all_of(value).count(axis) > 1:
                 return None
-        inputs = tuple(place is not None for place in rule.inputs)
-        return AxisRule(axis, holders[0], inputs, tuple(p is not None for p in rule.outputs))
+        return AxisRule(
+            holders[0],
+            tuple(None if place is None else axis for place in rule.inputs),
+            tuple(None if place is None else axis for place in rule.outputs),
+        )
 
 
 def _fresh(shape: Iterable[int]) -> list[list[_Atom]]:

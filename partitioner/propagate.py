@@ -57,17 +57,18 @@ def split_size(size: int, axis: Axis, parts: int) -> int:
 def local_attrs(node: Node, rule: AxisRule, parts: int) -> dict[str, Any]:
     """Attributes of a node that runs on its part of the axis."""
     attrs = dict(node.attrs)
+    axis = next(a for a in (*rule.inputs, *rule.outputs) if a is not None)
     equation = attrs.get("equation")
-    if isinstance(equation, Equation):
+    if isinstance(equation, Equation) and rule.name:
         sizes = dict(equation.sizes)
-        sizes[rule.name] = split_size(sizes[rule.name], rule.axis, parts)
+        sizes[rule.name] = split_size(sizes[rule.name], axis, parts)
         attrs["equation"] = replace(equation, sizes=sizes)
-    if node.op == "reduce_mean" and not all(rule.outputs):
+    if node.op == "reduce_mean" and None in rule.outputs:
         attrs["divisor"] = mean_divisor(node)
     elif node.op in ("nll_loss", "nll_loss_backward"):
         attrs.setdefault("divisor", node.inputs[1].type.elements)
     if "groups" in attrs and rule.name == "g":
-        attrs["groups"] = split_size(attrs["groups"], rule.axis, parts)
+        attrs["groups"] = split_size(attrs["groups"], axis, parts)
     return attrs
 
 
@@ -104,6 +105,10 @@ class _Split:
 
     def _choose(self, node: Node) -> AxisRule | None:
         """The rule a node runs by; None if it runs whole on every device."""
+        if self.plan.batch:
+            local = self.axes.local_rule(node, self.plan.axes)
+            if local is not None:
+                return local
         own = dict.fromkeys(a for axes in self.axes.of_node(node).values() for a in axes)
         for candidates in (self.plan.axes, self.plan.elsewhere):
             for axis in own:
@@ -126,9 +131,9 @@ class _Split:
         partial: set[Value] = set()
         for node in self.graph.nodes:
             rule = self.rules[node]
-            if rule is not None:
+            if rule is not None and rule.partial:
                 partial.update(
-                    v for v, split in zip(node.outputs, rule.outputs, strict=True) if not split
+                    v for v, axis in zip(node.outputs, rule.outputs, strict=True) if axis is None
                 )
             if node.inputs and self._passes(node) and partial.issuperset(node.inputs):
                 partial.update(node.outputs)
@@ -331,10 +336,10 @@ class _Split:
             for value in node.outputs:
                 self.produced[value] = WHOLE
             return
-        self._emit(node, rule, [Placement(rule.axis) if s else WHOLE for s in rule.inputs])
-        for value, split in zip(node.outputs, rule.outputs, strict=True):
-            if split:
-                self.produced[value] = Placement(rule.axis)
+        self._emit(node, rule, [Placement(axis) for axis in rule.inputs])
+        for value, axis in zip(node.outputs, rule.outputs, strict=True):
+            if axis is not None or not rule.partial:
+                self.produced[value] = Placement(axis)
             else:
                 self._finish(value, Placement(partial=node.equation.reduction), node)
 
@@ -369,8 +374,8 @@ class _Split:
             self.nodes.append(node)
             return
         outputs = tuple(
-            self._type(v, Placement(rule.axis) if split else WHOLE)
-            for v, split in zip(node.outputs, rule.outputs, strict=True)
+            self._type(v, Placement(axis))
+            for v, axis in zip(node.outputs, rule.outputs, strict=True)
         )
         attrs = local_attrs(node, rule, self.parts)
         self.nodes.append(replace(node, inputs=operands, outputs=outputs, attrs=attrs))

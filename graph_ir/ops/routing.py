@@ -21,9 +21,15 @@ Grads = Sequence["Value | None"]
 
 
 def _axis_equation(
-    inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Mapping[str, Any]
+    inputs: Sequence[TensorType],
+    outputs: Sequence[TensorType],
+    attrs: Mapping[str, Any],
+    reorders: bool = True,
 ) -> Equation:
-    """`... t -> ... k` with both whole; the other dims pass."""
+    """`... t -> ... k` with both whole; the other dims pass.
+
+    What is sorted or picked has another order: its dim is another axis, even at the same size.
+    """
     shape = inputs[0].shape
     axis = attrs.get("axis", -1) % max(len(shape), 1)
     dims: list[Dim] = [(f"i{i}",) for i in range(len(shape))]
@@ -35,7 +41,7 @@ def _axis_equation(
             results.append(tuple(d for i, d in enumerate(dims) if i != axis))
             continue
         result = list(dims)
-        if shape and t.shape[axis] != shape[axis]:
+        if shape and (t.shape[axis] != shape[axis] or reorders):
             sizes["k"] = t.shape[axis]
             fixed.add("k")
             result[axis] = ("k",)
@@ -97,8 +103,15 @@ def _cumsum(node: Node, x: Array) -> Array:
     return np.cumsum(x, axis=axis)
 
 
-def _routing(name: str, flops: Any, **extra: Any) -> OpDef:
-    return OpDef(name, "routing", _axis_equation, flops=flops, engine="vector", **extra)
+def _running_equation(
+    inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Mapping[str, Any]
+) -> Equation:
+    """`... t -> ... t` with t whole, in the same order."""
+    return _axis_equation(inputs, outputs, attrs, reorders=False)
+
+
+def _routing(name: str, flops: Any, equation: Any = _axis_equation, **extra: Any) -> OpDef:
+    return OpDef(name, "routing", equation, flops=flops, engine="vector", **extra)
 
 
 register(
@@ -107,10 +120,18 @@ register(
     _routing("sort", _comparisons, evaluate=_sort, gradient=_picked_gradient),
     _routing("argmax", 1, evaluate=lambda node, x: np.argmax(x, axis=node.attrs.get("axis", -1))),
     _routing("argmin", 1, evaluate=lambda node, x: np.argmin(x, axis=node.attrs.get("axis", -1))),
-    _routing("cumsum", 1, evaluate=_cumsum, gradient=_cumsum_gradient, linear="jointly"),
+    _routing(
+        "cumsum",
+        1,
+        _running_equation,
+        evaluate=_cumsum,
+        gradient=_cumsum_gradient,
+        linear="jointly",
+    ),
     _routing(
         "cumprod",
         1,
+        _running_equation,
         evaluate=lambda node, x: np.cumprod(x, axis=node.attrs.get("axis", -1)),
         gradient=_cumprod_gradient,
     ),

@@ -27,6 +27,25 @@ def batch_axes(graph: Graph, axes: LogicalAxes) -> frozenset[Axis]:
     return frozenset(found)
 
 
+def reordered_axes(
+    graph: Graph, axes: LogicalAxes, batch: frozenset[Axis], parts: int
+) -> frozenset[Axis]:
+    """Axes that hold the batch in another order: tokens sorted by expert.
+
+    A sort of something that holds the batch results in an axis of its own; each device sorts its own
+    tokens, so a factor of that axis is split with the batch: the minor one, tokens of one expert.
+    """
+    found = set(batch)
+    for node in graph.nodes:
+        if node.op != "sort" or found.isdisjoint(axes.all_of(node.inputs[0])):
+            continue
+        position = node.attrs.get("axis", -1)
+        for value in node.outputs:
+            tokens = [a for a in axes.of_value(value)[position] if a.size % parts == 0]
+            found.update(tokens[-1:])
+    return frozenset(found - batch)
+
+
 def apply(graph: Graph, strategy: Strategy) -> Graph:
     """Splits the batch over the mesh axis `dp`."""
     mesh_axis = strategy.mesh.axis("dp")
@@ -45,7 +64,8 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
                 f"dp={mesh_axis.size} does not divide the batch of {axis.size}; "
                 f"use --batch with a multiple of {mesh_axis.size}"
             )
-    return split_graph(graph, axes, Plan(mesh_axis, batch, batch=True))
+    split = batch | reordered_axes(graph, axes, batch, mesh_axis.size)
+    return split_graph(graph, axes, Plan(mesh_axis, split, batch=True))
 
 
 PASS = Pass("data", 30, apply)

@@ -42,8 +42,13 @@ class Candidate:
     example: str = ""
 
 
-def _weight_operands(node: Node) -> tuple[bool, ...]:
-    return tuple(v.kind in ("parameter", "buffer") for v in node.inputs)
+def _weights(graph: Graph) -> set[Value]:
+    """Parameters, and what is computed from them alone: views, casts, dequantised weights."""
+    found = {v for v in graph.inputs if v.kind in ("parameter", "buffer")}
+    for node in graph.nodes:
+        if node.inputs and node.phase == "forward" and found.issuperset(node.inputs):
+            found.update(node.outputs)
+    return found
 
 
 def inner_axes(graph: Graph, axes: LogicalAxes) -> list[Candidate]:
@@ -54,19 +59,24 @@ def inner_axes(graph: Graph, axes: LogicalAxes) -> list[Candidate]:
         for axis in dict.fromkeys(a for found in axes.of_node(node).values() for a in found):
             occurs[axis].append(node)
     in_weights = dict.fromkeys(a for v in graph.parameters for a in axes.all_of(v))
-    data = _indices_from_data(graph)
+    data, weights = _indices_from_data(graph), _weights(graph)
     table_bytes = MIN_TABLE_SHARE * sum(v.type.bytes * v.count for v in graph.parameters)
     found = []
     for axis in in_weights:
         candidate = Candidate(axis)
-        if all(_admits(axes, node, candidate, data, table_bytes) for node in occurs[axis]):
+        if all(_admits(axes, node, candidate, weights, data, table_bytes) for node in occurs[axis]):
             if candidate.flops or candidate.contracts:
                 found.append(candidate)
     return sorted(found, key=lambda c: (-c.flops, c.axis.index))
 
 
 def _admits(
-    axes: LogicalAxes, node: Node, candidate: Candidate, data: set[Value], table_bytes: float
+    axes: LogicalAxes,
+    node: Node,
+    candidate: Candidate,
+    weights: set[Value],
+    data: set[Value],
+    table_bytes: float,
 ) -> bool:
     """Whether the node can run with the axis split, by reduction only over products with weights."""
     axis = candidate.axis
@@ -75,15 +85,17 @@ def _admits(
     rule = axes.rule(node, axis)
     if rule is None:
         return node.definition.decompose is not None and not axis.blocked
-    weights = _weight_operands(node)
-    split_weight = any(w and s for w, s in zip(weights, rule.inputs, strict=True))
+    split_weight = any(
+        v in weights and a is not None for v, a in zip(node.inputs, rule.inputs, strict=True)
+    )
     if not all(rule.outputs):
         if node.definition.kind == "gather":
             large = node.inputs[0].type.bytes * node.count >= table_bytes
-            lookup = weights[0] and rule.inputs[0] and node.inputs[1] in data and large
+            table, index = node.inputs[:2]
+            lookup = table in weights and rule.inputs[0] and index in data and large
             if not lookup and node.op != "nll_loss":
                 return False
-            candidate.contracts |= lookup
+            candidate.contracts |= bool(lookup)
         elif node.definition.kind == "contraction" and split_weight:
             candidate.contracts = True
         elif not node.origin:
