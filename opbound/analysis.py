@@ -68,7 +68,9 @@ class _Analysis:
         )
         memory = step.memory_by_kind_bytes
         events = timeline_events(step.cost)
-        return self._report(imported, step.rows(), times, memory, step.model_flops, events)
+        return self._report(
+            imported, step.rows(), times, memory, step.model_flops, events, step.time_without
+        )
 
     def generation(self) -> Report:
         """One prefill, then decode steps."""
@@ -92,6 +94,7 @@ class _Analysis:
             max(prefill.memory_by_kind_bytes, last, key=lambda kinds: sum(kinds.values())),
             prefill.model_flops + decode.model_flops * new,
             [],
+            lambda bound: prefill.time_without(bound) + decode.time_without(bound) * new,
         )
 
     def _import(
@@ -130,6 +133,7 @@ class _Analysis:
         memory_by_kind_bytes: dict[str, int],
         model_flops: int,
         events: list[TimelineEvent],
+        reprice: Callable[[str], float],
     ) -> Report:
         from opbound.provenance import (
             coverage_of,
@@ -155,6 +159,7 @@ class _Analysis:
             memory_by_kind_bytes=memory_by_kind_bytes,
             model_flops=model_flops,
             timeline=events,
+            reprice=reprice,
         )
 
 

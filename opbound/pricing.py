@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from opbound.options import Options
@@ -26,6 +26,15 @@ class PricedStep:
     microbatches: int
     model_flops: int
     """FLOPs of the whole step over all devices, without recomputation and update."""
+    pricer: NodePricer
+    price: Callable[[NodePricer], StepCost] = field(repr=False)
+    """Prices the same partitioned step with another pricer."""
+
+    def time_without(self, bound: str) -> float:
+        """Seconds that the step takes where one bound's term is gone, simulated anew."""
+        from opbound.lifted_pricer import LiftedPricer
+
+        return self.price(LiftedPricer(self.pricer, bound)).step_time_s
 
     @property
     def memory_by_kind_bytes(self) -> dict[str, int]:
@@ -82,15 +91,19 @@ def price_step(
     # A single stage knows no other order than one micro-batch after the other.
     schedule = options.schedule if len(partitioned.stages) > 1 else "1f1b"
     progress("pricing every operator")
-    cost = step_cost(
-        [[stage.graph] for stage in partitioned.stages],
-        hardware,
-        Schedule.parse(schedule),
-        workload.microbatches,
-        _kernels_of(options.execution),
-        pricer,
-    )
-    return PricedStep(cost, workload.microbatches, _needed_flops(graph) * workload.microbatches)
+    runs = workload.microbatches
+
+    def price(node_pricer: NodePricer) -> StepCost:
+        return step_cost(
+            [[stage.graph] for stage in partitioned.stages],
+            hardware,
+            Schedule.parse(schedule),
+            runs,
+            _kernels_of(options.execution),
+            node_pricer,
+        )
+
+    return PricedStep(price(pricer), runs, _needed_flops(graph) * runs, pricer, price)
 
 
 def _step_graph(forward: Graph, options: Options, progress: Callable[[str], None]) -> Graph:

@@ -4,6 +4,7 @@
 """
 
 from reports.build import CostedNode, StepTimes, build_report
+from reports.conclusions import lift
 from reports.report import (
     Coverage,
     HardwareInfo,
@@ -31,4 +32,5 @@ __all__ = [
     "TimelineEvent",
     "Totals",
     "build_report",
+    "lift",
 ]

@@ -80,7 +80,7 @@ def find_limit(parts: StepParts, reprice: Callable[[str], float] | None = None) 
             lifted_step_s=parts.step_time_s - spent[bound],
             next_bound=max(rest, key=lambda name: rest[name], default=None),
         )
-    lifted = [_without(row, bound) for row in parts.rows]
+    lifted = [lift(row.terms_s, row.time_s, row.bound, bound) for row in parts.rows]
     spent_then = _spent_by_bound(parts, lifted)
     busy_s = sum(time_s for name, time_s in spent.items() if name != BUBBLE)
     busy_then_s = sum(time_s for name, time_s in spent_then.items() if name != BUBBLE)
@@ -100,18 +100,26 @@ def _own_times(rows: Iterable[OpRow]) -> list[tuple[str, float]]:
     return [(row.bound, row.time_s) for row in rows]
 
 
-def _without(row: OpRow, bound: str) -> tuple[str, float]:
-    """Bound and time of the row once `bound` costs nothing any more."""
-    if bound not in row.terms_s:
+def lift(
+    terms_s: Mapping[str, float], time_s: float, own_bound: str, bound: str
+) -> tuple[str, float]:
+    """What a node's bound and time become once `bound` costs nothing any more.
+
+    Args:
+        terms_s: the node's time by bound.
+        time_s: its time.
+        own_bound: its present bound.
+        bound: what is taken away.
+    """
+    if bound not in terms_s:
         # Without terms (an unknown operator) only its own bound can be taken away.
-        return (row.bound, 0.0 if row.bound == bound else row.time_s)
-    left = {name: term_s for name, term_s in row.terms_s.items() if name != bound}
+        return (own_bound, 0.0 if own_bound == bound else time_s)
+    left = {name: term_s for name, term_s in terms_s.items() if name != bound}
     if not any(left.values()):
-        return (row.bound, 0.0)
-    limiter = _limiter(row.terms_s)
+        return (own_bound, 0.0)
     # What the shape loses on the limiting resource stays with that resource.
-    loss_s = 0.0 if limiter == bound else row.time_s - _ideal_s(row.terms_s)
-    return (max(left, key=lambda name: left[name]), min(row.time_s, _ideal_s(left) + loss_s))
+    loss_s = 0.0 if _limiter(terms_s) == bound else time_s - _ideal_s(terms_s)
+    return (max(left, key=lambda name: left[name]), min(time_s, _ideal_s(left) + loss_s))
 
 
 def _limiter(terms_s: Mapping[str, float]) -> str | None:

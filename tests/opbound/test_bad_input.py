@@ -67,11 +67,11 @@ def test_impossible_mesh(opbound, tmp_path):
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
         "hidden_size": 256,
-        "intermediate_size": 512,
+        "intermediate_size": 448,
         "num_attention_heads": 32,
         "num_key_value_heads": 32,
         "num_hidden_layers": 2,
-        "vocab_size": 1000,
+        "vocab_size": 1001,
     }
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config), encoding="utf-8")
