@@ -8,8 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from graph_ir.errors import OpboundError, UnknownOperatorError
-from graph_ir.graph import GraphBuilder, Value
+from graph_ir.errors import ModelFileError, OpboundError, UnknownOperatorError
+from graph_ir.graph import Graph, GraphBuilder, Value
 from graph_ir.op_def import all_ops
 from graph_ir.tensor_type import DType
 from importers.imported_model import ImportedModel, ImportOptions
@@ -29,6 +29,15 @@ TYPE_RULES: Mapping[tuple[str, str], Callable[[OnnxNode], Sequence[Any]]] = {
 }
 
 
+_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+
+
 def import_onnx(path: str | Path, options: ImportOptions) -> ImportedModel:
     """Imports an ONNX file.
 
@@ -44,18 +53,22 @@ def import_onnx(path: str | Path, options: ImportOptions) -> ImportedModel:
     path = Path(path)
     file = read_onnx(path)
     binder = DimBinder(options)
-    dtype = DType.parse(options.dtype) if options.dtype else None
-    has_rule: Callable[[str, str], bool] = lambda domain, op: (domain, op) in RULES  # noqa: E731
-    resolver = Resolver(file.model, binder, has_rule, TYPE_RULES)
-    inputs, outputs = resolver.run(file.model.graph)
-    builder = GraphBuilder(path.stem)
-    emitter = Emitter(builder, dtype=dtype, training=options.mode == "training")
-    for value in inputs:
-        emitter.add_input(value)
-    for node in resolver.nodes:
-        _translate(emitter, node, options)
-    results = [emitter.operand(v) for v in outputs if v.sequence is None]
-    graph = builder.build(results)
+    resolver = Resolver(file.model, binder, _has_rule, TYPE_RULES)
+    try:
+        graph = _build(resolver, file.model, path.stem, options)
+    except OpboundError as error:
+        # Names in a file may hold anything, also line breaks.
+        message = " ".join(str(error).split())
+        raise type(error)(message if message.isprintable() else ascii(message)) from error
+    except RecursionError:
+        raise ModelFileError(f"{path}: {resolver.place} is nested too deeply") from None
+    except _DAMAGE as error:
+        # Bytes that are no text where a name belongs, attributes of another kind than the operator's.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise ModelFileError(
+            f"{path} cannot be read at {resolver.place} ({reason}): the file is damaged, or this is a "
+            "fault of opbound"
+        ) from error
     batch, sequence = (_size_of(graph.inputs, meaning) for meaning in ("batch", "sequence"))
     return ImportedModel(
         graph=graph,
@@ -70,19 +83,26 @@ def import_onnx(path: str | Path, options: ImportOptions) -> ImportedModel:
     )
 
 
+def _has_rule(domain: str, op_type: str) -> bool:
+    return (domain, op_type) in RULES
+
+
+def _build(resolver: Resolver, model: ModelProto, name: str, options: ImportOptions) -> Graph:
+    dtype = DType.parse(options.dtype) if options.dtype else None
+    inputs, outputs = resolver.run(model.graph)
+    builder = GraphBuilder(name)
+    emitter = Emitter(builder, dtype=dtype, training=options.mode == "training")
+    for value in inputs:
+        emitter.add_input(value)
+    for node in resolver.nodes:
+        resolver.place = node.label
+        _translate(emitter, node, options)
+    return builder.build(emitter.operand(v) for v in outputs if v.sequence is None)
+
+
 def _translate(emitter: Emitter, node: OnnxNode, options: ImportOptions) -> None:
     function = RULES.get((node.domain, node.op_type))
-    results: Sequence[Value | None]
-    if function is None:
-        results = _unknown(emitter, node, options)
-    else:
-        try:
-            results = function(emitter, node)
-        except OpboundError:
-            raise
-        except (ValueError, KeyError, IndexError, TypeError, ZeroDivisionError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise OpboundError(f"{node.label} cannot be translated: {reason}") from error
+    results = function(emitter, node) if function else _unknown(emitter, node, options)
     for value, result in zip(node.outputs, results, strict=False):
         if value is not None and result is not None:
             emitter.define(value, result)

@@ -58,6 +58,8 @@ class Resolver:
         self.notes: dict[str, None] = {}
         self.nodes: list[OnnxNode] = []
         self.count = 1
+        self.place = "its inputs"
+        """What is being read, for errors."""
         self._budget = len(model.graph.node) + _EXPANSION_BUDGET
 
     def run(self, graph: GraphProto) -> tuple[list[OnnxValue], list[OnnxValue]]:
@@ -107,6 +109,7 @@ class Resolver:
                     f"functions and loops expand to more than {_EXPANSION_BUDGET} nodes beyond "
                     f"those in the file (at {node_label(node)})"
                 )
+            self.place = node_label(node)
             self.visit(node, scope)
 
     def _result(self, name: str, scope: Scope) -> OnnxValue:

@@ -133,8 +133,12 @@ class Emitter:
         attrs: Mapping[str, Any] | None = None,
         label: str = "",
     ) -> tuple[Value, ...]:
-        """Emits one operator with any number of results."""
-        return self.builder.emit(
+        """Emits one operator with any number of results.
+
+        Raises:
+            ModelFileError: the types do not fit the operator's equation.
+        """
+        results = self.builder.emit(
             op,
             operands,
             types,
@@ -143,6 +147,13 @@ class Emitter:
             module=node.module or _module_of_weights(node),
             count=node.count,
         )
+        try:
+            # Later steps need the equation in any case; here an error can still name the file's node.
+            _ = self.builder.nodes[-1].equation
+        except (ValueError, IndexError, KeyError) as error:
+            shapes = ", ".join(str(list(v.type.shape)) for v in operands)
+            raise ModelFileError(f"{node.label}: operands {shapes} do not fit ({error})") from error
+        return results
 
     def reshape(
         self, node: OnnxNode, value: Value, shape: Sequence[int], label: str = "reshape"
