@@ -22,8 +22,10 @@ def eager_groups(graph: Graph) -> list[Group]:
     groups: list[list[Node]] = []
     for node in graph.nodes:
         host = graph.producers.get(node.inputs[0]) if node.attrs.get("epilogue") else None
-        # Only where nothing else reads the bare product does it never reach memory.
-        if host in group_of and host is not None and len(graph.users[node.inputs[0]]) == 1:
+        # Only where nothing else reads the bare product does it never reach memory; where a
+        # collective stands between, the bias is a kernel of its own.
+        product = host is not None and host.definition.kind == "contraction"
+        if product and host is not None and len(graph.users[node.inputs[0]]) == 1:
             group_of[host].append(node)
             group_of[node] = group_of[host]
             continue
