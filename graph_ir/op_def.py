@@ -99,7 +99,9 @@ class OpDef:
         )
 
     def linear_of(self, node: Node) -> Literal["jointly", "each", "first", None]:
-        """`linear` of this node: adding a number, or dividing one, is not linear."""
+        """`linear` of this node: adding a number, dividing one, or rounding to integers is not linear."""
+        if self.name == "cast" and not node.outputs[0].type.dtype.is_float:
+            return None
         if "scalar" in node.attrs and (self.linear == "jointly" or node.attrs.get("scalar_first")):
             return self.linear if self.linear == "each" else None
         return self.linear

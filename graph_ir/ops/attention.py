@@ -91,19 +91,23 @@ def _backward_flops(node: Node) -> int:
 
 
 def causal_fraction(node: Node) -> float:
-    """Share of the score rectangle below the diagonal, the last query attending to every key."""
+    """Share of the score rectangle that a causal mask leaves, as `attend` masks it."""
     if not node.attrs.get("causal"):
         return 1.0
     s, t = node.equation.sizes["s"], node.equation.sizes["t"]
     if t < s:
-        return (t + 1) / (2 * s)
+        return ((t + 1) / 2 + (s - t)) / s
     return (t - s + (s + 1) / 2) / t
 
 
 def attend(
     query: Array, key: Array, value: Array, mask: Array | None, causal: bool, scale: float | None
 ) -> tuple[Array, Array, Array]:
-    """Plain attention. Returns (output, log of the softmax sums, probabilities)."""
+    """Plain attention. Returns (output, log of the softmax sums, probabilities).
+
+    Causal: with more keys than queries (a KV cache) the last query attends to every key; with fewer, query
+    i attends to the first i + 1 keys.
+    """
     repeat = query.shape[1] // key.shape[1]
     key, value = np.repeat(key, repeat, axis=1), np.repeat(value, repeat, axis=1)
     scores = np.einsum("bhsd,bhtd->bhst", query, key) * (scale or query.shape[-1] ** -0.5)
@@ -141,9 +145,11 @@ def _evaluate_backward(
 ) -> tuple[Array, ...]:
     attrs = node.attrs
     scale = attrs.get("scale") or query.shape[-1] ** -0.5
-    _, _, p = attend(
+    _, own, p = attend(
         query, key, value, mask[0] if mask else None, bool(attrs.get("causal")), attrs.get("scale")
     )
+    # The saved sums are those over all keys, also where this device holds some of them.
+    p = p * np.exp(own - lse)[..., None]
     groups, repeat = key.shape[1], query.shape[1] // key.shape[1]
     wide_k, wide_v = np.repeat(key, repeat, axis=1), np.repeat(value, repeat, axis=1)
     dp = np.einsum("bhse,bhte->bhst", grad, wide_v)

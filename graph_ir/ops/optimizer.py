@@ -22,9 +22,20 @@ if TYPE_CHECKING:
 _BETAS = (0.9, 0.999)
 
 
-def _optimizer(name: str, flops: float, evaluate: Callable[..., Any]) -> OpDef:
+def _optimizer(name: str, flops: float, moments: int, evaluate: Callable[..., Any]) -> OpDef:
+    def bytes_read(node: Node) -> int:
+        """A parameter with a master copy (one state tensor more) is written, not read."""
+        first = 1 if len(node.inputs) == 3 + moments else 0
+        return sum(v.type.bytes for v in node.inputs[first:])
+
     return OpDef(
-        name, "optimizer", broadcast_equation, flops=flops, engine="vector", evaluate=evaluate
+        name,
+        "optimizer",
+        broadcast_equation,
+        flops=flops,
+        engine="vector",
+        evaluate=evaluate,
+        bytes_read=bytes_read,
     )
 
 
@@ -51,6 +62,6 @@ def _adamw(
 register(
     # Loshchilov and Hutter 2019 (arXiv 1711.05101), algorithm 2: two moving averages (3 FLOPs each, one
     # square), two bias corrections, square root, quotient, decay and step.
-    _optimizer("adamw", 14, _adamw),
-    _optimizer("sgd", 2, _sgd),
+    _optimizer("adamw", 14, 2, _adamw),
+    _optimizer("sgd", 2, 0, _sgd),
 )

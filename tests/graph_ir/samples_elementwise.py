@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from op_sample import Sample, boolean, index, normal, sample
+from op_sample import Array, Sample, boolean, index, normal, sample
 
 _POSITIVE = {"log", "sqrt", "rsqrt", "reciprocal"}
 _UNIT = {"asin", "acos", "atanh"}
@@ -192,8 +192,24 @@ def elementwise() -> list[Sample]:
             torch=_adamw_step,
             grads=(),
         ),
+        sample(
+            "adamw",
+            [f32(5, 3), f32(5, 3), np.zeros((5, 3)), np.zeros((5, 3)), normal(5, 3)],
+            [((5, 3), "float32")] + [((5, 3), "float64")] * 3,
+            label="master",
+        ),
+        sample(
+            "sgd",
+            [f32(5, 3), normal(5, 3), normal(5, 3)],
+            [((5, 3), "float32"), ((5, 3), "float64")],
+            label="master",
+        ),
         sample("sgd", [a, b], torch=lambda p, g: p - 0.01 * g, grads=()),
     ]
+
+
+def f32(*shape: int) -> Array:
+    return normal(*shape).astype(np.float32)
 
 
 def _adamw_step(p: Any, g: Any, *_: Any) -> Any:

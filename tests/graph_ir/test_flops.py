@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -12,6 +13,7 @@ from op_samples import SAMPLES  # noqa: E402
 from samples_contraction import conv_sample, conv_transpose_sample  # noqa: E402
 
 from graph_ir.graph import Node  # noqa: E402
+from graph_ir.ops.attention import attend  # noqa: E402
 
 PRODUCTS = [
     s
@@ -98,13 +100,15 @@ def test_attention_equals_the_formulas(sample: Sample) -> None:
 
 def test_causal_attention_executes_half() -> None:
     """Of a square, the diagonal and what is below; with cached keys, all but the last triangle."""
-    for s, t, pairs in ((6, 6, 21), (1, 9, 9), (3, 8, 6 + 7 + 8)):
+    for s, t, pairs in ((6, 6, 21), (1, 9, 9), (3, 8, 6 + 7 + 8), (5, 2, 1 + 2 + 2 + 2 + 2)):
         q, k = normal(1, 2, s, 4), normal(1, 2, t, 4)
         results = [((1, 2, s, 4), "float64"), ((1, 2, s), "float64")]
         _, node = sample("attention", [q, k, k], results, {"causal": True}).node()
         fraction = node.definition.executed_fraction
         assert fraction is not None
         assert fraction(node) == pytest.approx(pairs / (s * t))
+        _, _, probabilities = attend(q, k, k, None, True, None)
+        assert np.count_nonzero(probabilities) == 2 * pairs
 
 
 def test_engines() -> None:
