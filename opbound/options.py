@@ -136,10 +136,17 @@ def parse_parallel(text: str) -> dict[str, int]:
 
 def check_axis(axis: str, size: object) -> None:
     """Raises MeshError unless `axis` exists and `size` is a positive whole number."""
-    if axis not in AXES:
-        raise MeshError(f"parallel: there is no axis {axis!r}; {did_you_mean(axis, AXES)}")
+    if axis not in AXES and axis not in (known := _all_axes()):
+        raise MeshError(f"parallel: there is no axis {axis!r}; {did_you_mean(axis, known)}")
     if not _is_size(size):
         raise MeshError(f"parallel: axis {axis}={size!r} is not a positive whole number")
+
+
+def _all_axes() -> tuple[str, ...]:
+    """The built-in axes, and those that further strategies bring."""
+    from partitioner.strategies import split_passes
+
+    return (*AXES, *(step.axis for step in split_passes() if step.axis is not None))
 
 
 def parse_dim(text: str) -> tuple[str, int]:

@@ -24,6 +24,8 @@ class Pass:
     """Passes run in ascending order; splits of parameters come before what stores their parts."""
     apply: Callable[[Graph, Strategy], Graph]
     """Returns the graph unchanged if the strategy does not ask for this pass."""
+    axis: str | None = None
+    """The mesh axis that users may name because of this pass; None for those of the built-in ones."""
 
 
 @lru_cache(maxsize=1)
