@@ -97,6 +97,11 @@ def elementwise() -> list[Sample]:
         sample("add", [a, row], torch=torch.add, label="row"),
         sample("add", [column, a], (4, 5, 3), torch=torch.add, label="both-broadcast"),
         sample("add", [a], attrs={"scalar": 2.5}, torch=lambda x: x + 2.5, label="scalar"),
+        sample("add", [a, normal()], torch=torch.add, label="number"),
+        sample("mul", [normal(), a], (5, 3), torch=torch.mul, label="number"),
+        sample("div", [normal(5, 1), positive], (5, 3), torch=torch.div, label="column"),
+        sample("where", [boolean(5, 3), a, normal()], torch=torch.where, label="number"),
+        sample("maximum", [a, normal(1)], torch=torch.maximum, label="one"),
         sample("sub", [a, row], torch=torch.sub),
         sample(
             "sub",

@@ -31,6 +31,26 @@ def movement() -> list[Sample]:
         reshape((2, 3), (3, 2)),
         reshape((2, 1, 15), (30,)),
         reshape((4, 3, 5), (2, 2, 1, 15)),
+        sample("expand", [normal()], (2, 3), torch=lambda x: x.expand(2, 3), label="number"),
+        sample(
+            "expand", [normal(1, 4)], (3, 1, 4), torch=lambda x: x.expand(3, 1, 4), label="lead"
+        ),
+        sample(
+            "concat",
+            [normal(2, 3), normal(2, 4)],
+            (2, 7),
+            {"axis": -1},
+            lambda *xs: torch.cat(xs, -1),
+            label="last",
+        ),
+        sample(
+            "split",
+            [normal(2, 6)],
+            [((2, 3), "float64")] * 2,
+            {"axis": -1},
+            lambda x: x.chunk(2, -1),
+            label="last",
+        ),
         sample("detach", [x], torch=lambda x: x, grads=()),
         sample("transpose", [x], (6, 4, 3), {"perm": (2, 0, 1)}, lambda x: x.permute(2, 0, 1)),
         sample("expand", [normal(3, 1, 5)], (2, 3, 4, 5), torch=lambda x: x.expand(2, 3, 4, 5)),
