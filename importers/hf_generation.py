@@ -179,6 +179,7 @@ def _step_classes() -> tuple[Any, Any]:
             out = self.model(
                 decoder_input_ids=decoder_input_ids, past_key_values=cache, use_cache=True, **given
             )
-            return (out.logits, *flat(own), *flat(cross))
+            # The step leaves the prompt's cache as it is, so only the prefill returns it.
+            return (out.logits, *flat(own), *(flat(cross) if input_ids is not None else ()))
 
     return Step, CrossStep

@@ -88,7 +88,9 @@ def import_program(
     converter = Converter(builder, names, settings, table)
     arguments = _graph_inputs(program, converter, inputs or {}, names)
     results = converter.run(program.graph_module, arguments)
-    graph = builder.build(_graph_outputs(program, results, converter, options))
+    outputs = _graph_outputs(program, results, converter, options)
+    _drop_unread(builder, outputs)
+    graph = builder.build(outputs)
     unknown = sorted(set(converter.unknown))
     return ImportedModel(
         graph=graph,
@@ -236,6 +238,18 @@ def _graph_outputs(
         losses = [v for v in found if not v.type.shape and v.type.dtype.is_float]
         found = losses[:1] or found
     return list(dict.fromkeys(found))
+
+
+def _drop_unread(builder: GraphBuilder, outputs: Iterable[Value]) -> None:
+    """Removes nodes and constants that lead to no output, such as the view that an in-place write went to."""
+    read = set(outputs)
+    kept = []
+    for node in reversed(builder.nodes):
+        if not read.isdisjoint(node.outputs):
+            kept.append(node)
+            read.update(node.inputs)
+    builder.nodes = kept[::-1]
+    builder.inputs = [v for v in builder.inputs if v.kind != "constant" or v in read]
 
 
 def _sizes(graph: Graph) -> dict[str, int | None]:
