@@ -45,7 +45,8 @@ class ShardingRule(NamedTuple):
     """Where one name occurs when it is sharded over one mesh axis.
 
     Each entry is the index of the tensor dim that is split. An operand without the name (None) is whole
-    on every device; a result without it (None) is partial: each device holds a term of the reduction.
+    on every device; a result without it (None) is partial: each device holds a term of the reduction (or,
+    where the equation has none, statistics of its own part).
     """
 
     name: str
@@ -150,7 +151,7 @@ class Equation:
         outputs = tuple(_position(dims, name) for dims in self.outputs)
         if -1 in inputs or -1 in outputs:
             return None
-        if None in outputs and self.reduction is None:
+        if None in outputs and self.reduction is None and name not in self.statistics:
             return None
         return ShardingRule(name, inputs, outputs)
 

@@ -259,6 +259,8 @@ class LogicalAxes:
             holders[0],
             tuple(None if place is None else axis for place in rule.inputs),
             tuple(None if place is None else axis for place in rule.outputs),
+            # Without a reduction there are no terms: statistics over each device's own part.
+            partial=node.equation.reduction is not None,
         )
 
 

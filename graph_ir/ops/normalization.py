@@ -200,7 +200,11 @@ def _group_norm_equation(inputs: Types, outputs: Types, attrs: Mapping[str, Any]
 
 
 def _batch_norm_equation(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
-    """`n c x, c, c -> n c x`: statistics over n and x; at inference elementwise."""
+    """`n c x, c, c -> n c x`: statistics over n and x; at inference elementwise.
+
+    A device that holds part of n has statistics of its own; the backward operator's weight gradients sum.
+    """
+    reduction = "sum" if "statistics" in attrs else None
     x, sizes = _channel_dims(inputs[0], inputs[0].shape[1])
     del sizes["c"]
     x = (x[0], ("g",), *x[2:])
@@ -208,9 +212,9 @@ def _batch_norm_equation(inputs: Types, outputs: Types, attrs: Mapping[str, Any]
     operands = tuple(x if t.shape == inputs[0].shape else (("g",),) for t in inputs)
     results = tuple(x if t.shape == inputs[0].shape else (("g",),) for t in outputs)
     if not attrs.get("training"):
-        return Equation(operands, results, sizes, frozenset(), "sum")
+        return Equation(operands, results, sizes, frozenset(), reduction)
     return replace(
-        Equation(operands, results, sizes, frozenset(space - {"n"}), "sum"),
+        Equation(operands, results, sizes, frozenset(space - {"n"}), reduction),
         statistics=frozenset({"n"}),
     )
 
