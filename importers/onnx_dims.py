@@ -89,6 +89,14 @@ class DimBinder:
             self.bound[name] = size
         return size
 
+    def all_of(self, name: str) -> list[int] | None:
+        """The sizes that the user gives for NAME.0, NAME.1, ..., or None if there are none."""
+        found: list[int] = []
+        while (size := self._given.get(f"{name}.{len(found)}")) is not None:
+            self._known.add(f"{name}.{len(found)}")
+            found.append(size)
+        return found or None
+
     def check_all_used(self) -> None:
         """Raises a DimensionError if an option named a dim that the model does not have."""
         unused = sorted(set(self._given) - self._known)
@@ -104,9 +112,9 @@ class DimBinder:
     def _raw_dims(self, info: ValueInfoProto) -> list[int | str]:
         tensor = _tensor_type(info)
         if not tensor.HasField("shape"):
-            given = [f"{info.name}.{n}" for n in range(8) if f"{info.name}.{n}" in self._given]
+            given = self.all_of(info.name)
             if given:
-                return list(given)
+                return [f"{info.name}.{n}" for n in range(len(given))]
             raise DimensionError(
                 f"input {info.name!r} has no shape in the file: give the size of each of its dims, "
                 f"--dim '{info.name}.0=...' and so on"

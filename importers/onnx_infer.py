@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 PartialType = tuple[DType, tuple[int | None, ...] | None]
 """A dtype and a shape with None for each unknown dim, or None for an unknown rank."""
 
-# Results whose length the data decides: (result index, dim) -> upper bound from the operands.
-_DATA_DEPENDENT: Mapping[str, Callable[[Sequence[OnnxValue | None]], int]] = {
-    "NonZero": lambda inputs: _elements(inputs, 0),
-    "Compress": lambda inputs: max(_elements(inputs, 1), 1),
-    "Unique": lambda inputs: _elements(inputs, 0),
+# Results whose length the data decides: the most that it can be.
+_DATA_DEPENDENT: Mapping[str, Callable[[NodeProto, Sequence[OnnxValue | None]], int]] = {
+    "NonZero": lambda node, inputs: _elements(inputs, 0),
+    "Compress": lambda node, inputs: max(_elements(inputs, 1), 1),
+    "Unique": lambda node, inputs: _along_axis(node, inputs),
 }
 
 
@@ -43,6 +43,43 @@ def schema_of(domain: str, op_type: str, version: int) -> OpSchema | None:
         return defs.get_schema(op_type, version, domain)
     except defs.SchemaError:
         return None
+
+
+class TypeInference:
+    """onnx's inference, asked once per distinct node: models repeat their layers."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], list[PartialType | None]] = {}
+
+    def types(
+        self,
+        node: NodeProto,
+        schema: OpSchema,
+        inputs: Sequence[OnnxValue | None],
+        opsets: Mapping[str, int],
+    ) -> list[PartialType | None]:
+        """What onnx can say of each result; see `infer_types` for the errors."""
+        if any(v is not None and v.sequence is not None for v in inputs):
+            return infer_types(node, schema, inputs, opsets)
+        key = (
+            schema.domain,
+            schema.name,
+            schema.since_version,
+            tuple(bool(name) for name in node.output),
+            tuple(a.SerializeToString(deterministic=True) for a in node.attribute),
+            tuple(v and (v.type, None if v.data is None else v.data.tobytes()) for v in inputs),
+        )
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = infer_types(node, schema, inputs, opsets)
+        return found
+
+
+def newest_opset() -> int:
+    """The newest version of the standard operators that the installed onnx knows."""
+    from onnx import defs
+
+    return int(defs.onnx_opset_version())
 
 
 def infer_types(
@@ -206,7 +243,7 @@ def complete_type(
     """Fills what inference left open of result `index` from the file and the user's dims.
 
     Returns:
-        The type, or None if not even dtype and rank are known.
+        The type, or None if not even dtype and rank are known, and the user does not give all dims.
 
     Raises:
         DimensionError: the rank is known, but a dim is not, and nothing bounds it.
@@ -214,9 +251,15 @@ def complete_type(
     name = node.output[index]
     stated = partial_type(declared.type) if declared is not None else None
     if inferred is None or inferred[1] is None:
+        dtype = inferred[0] if inferred else stated[0] if stated else None
+        if dtype is None:
+            return None
+        given = binder.all_of(name)
+        if given is not None:
+            return TensorType(checked_shape(given, f"result {name!r}"), dtype)
         if stated is None or stated[1] is None:
             return None
-        inferred = (inferred[0] if inferred else stated[0], stated[1])
+        inferred = (dtype, stated[1])
     dtype, dims = inferred
     if dims is None:
         return None
@@ -251,7 +294,7 @@ def _open_dim(
                 return size
     bound = _DATA_DEPENDENT.get(node.op_type)
     if bound is not None:
-        size = bound(inputs)
+        size = bound(node, inputs)
         notes[
             f"The data decides how long {name!r} is ({node_label(node)}): its maximum, {size}, is "
             f"taken; --dim '{name}.{axis}=INT' sets another length."
@@ -266,3 +309,12 @@ def _open_dim(
 def _elements(inputs: Sequence[OnnxValue | None], index: int) -> int:
     value = inputs[index]
     return value.type.elements if value is not None else 0
+
+
+def _along_axis(node: NodeProto, inputs: Sequence[OnnxValue | None]) -> int:
+    """The operand's length along the attribute `axis`, or all its elements."""
+    value = inputs[0]
+    axis = next((a.i for a in node.attribute if a.name == "axis"), None)
+    if value is None or axis is None or not value.shape:
+        return _elements(inputs, 0)
+    return value.shape[axis % len(value.shape)]

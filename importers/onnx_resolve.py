@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from graph_ir.errors import ModelFileError, UnknownOperatorError
+from graph_ir.errors import DimensionError, ModelFileError, UnknownOperatorError
 from graph_ir.tensor_type import TensorType
 from importers import onnx_constants, onnx_control, onnx_infer, onnx_sequences
 from importers.onnx_constants import dtype_of_array
@@ -58,6 +58,7 @@ class Resolver:
         self.notes: dict[str, None] = {}
         self.nodes: list[OnnxNode] = []
         self.count = 1
+        self._inference = onnx_infer.TypeInference()
         self.place = "its inputs"
         """What is being read, for errors."""
         self._budget = len(model.graph.node) + _EXPANSION_BUDGET
@@ -204,6 +205,12 @@ class Resolver:
         ):
             return
         types = self._types(node, resolved, scope)
+        if types is None and self.has_rule(resolved.domain, resolved.op_type):
+            result = scope.prefix + node.output[0]
+            raise DimensionError(
+                f"{resolved.label}: the shape of {result!r} depends on data: give each of its dims, "
+                f"--dim '{result}.0=INT' and so on"
+            )
         if types is None:
             place = f" in module {resolved.module!r}" if resolved.module else ""
             raise UnknownOperatorError(
@@ -225,15 +232,16 @@ class Resolver:
         """Result types of a node, None where not even their rank can be told."""
         rule = self.type_rules.get((resolved.domain, resolved.op_type))
         if rule is not None:
-            types = list(rule(resolved))
-            return [*types, *[None] * len(node.output)][: len(node.output)]
+            types = [*rule(resolved), *[None] * len(node.output)][: len(node.output)]
+            if types and types[0] is not None:
+                return types
         reshaped = self._reshaped(resolved)
         if reshaped is not None:
             return [reshaped]
         schema = onnx_infer.schema_of(resolved.domain, resolved.op_type, resolved.version)
         inferred: Sequence[onnx_infer.PartialType | None] = [None] * len(node.output)
         if schema is not None:
-            inferred = onnx_infer.infer_types(node, schema, resolved.inputs, scope.opsets)
+            inferred = self._inference.types(node, schema, resolved.inputs, scope.opsets)
         types: list[TensorType | None] = []  # type: ignore[no-redef]
         for index, name in enumerate(node.output):
             declared = scope.declared.get(name)
@@ -283,11 +291,9 @@ class Resolver:
                 f"{node_label(node)}: functions nest deeper than {MAX_DEPTH}, perhaps without end"
             )
         name = name_of(node)
-        opsets = {
-            canonical_domain(o.domain): o.version for o in function.opset_import
-        } or scope.opsets
+        own = {canonical_domain(o.domain): o.version for o in function.opset_import}
         inner = Scope(
-            opsets,
+            {"": onnx_infer.newest_opset(), **scope.opsets, **own},
             prefix=f"{scope.prefix}{name}/",
             module=module_of(node) or scope.module,
             depth=scope.depth + 1,

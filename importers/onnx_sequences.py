@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -109,15 +110,27 @@ def _split(resolver: Resolver, node: NodeProto, resolved: OnnxNode, scope: Scope
     squeeze = split is None and not resolved.attributes.get("keepdims", 1)
     parts: list[OnnxValue] = []
     for i, size in enumerate(sizes):
-        shape = list(data.shape)
-        shape[axis : axis + 1] = [] if squeeze else [size]
+        shape = (*data.shape[:axis], size, *data.shape[axis + 1 :])
         name = f"{scope.prefix}{node.output[0]}.{i}"
-        parts.append(OnnxValue(name, data.type.with_shape(tuple(shape))))
+        parts.append(OnnxValue(name, data.type.with_shape(shape)))
     resolved.op_type = "Split"
     resolved.inputs = [data]
     resolved.outputs = list(parts)
     resolver.nodes.append(resolved)
+    if squeeze:
+        parts = [_squeezed(resolver, resolved, part, axis) for part in parts]
     _define(node, scope, parts)
+
+
+def _squeezed(resolver: Resolver, resolved: OnnxNode, part: OnnxValue, axis: int) -> OnnxValue:
+    """A piece of length 1 without that dim."""
+    shape = (*part.shape[:axis], *part.shape[axis + 1 :])
+    value = OnnxValue(f"{part.name}.squeezed", part.type.with_shape(shape))
+    squeeze = replace(
+        resolved, name=value.name, op_type="Squeeze", attributes={}, inputs=[part], outputs=[value]
+    )
+    resolver.nodes.append(squeeze)
+    return value
 
 
 def _concat(resolver: Resolver, node: NodeProto, resolved: OnnxNode, scope: Scope) -> None:

@@ -20,6 +20,7 @@ from importers.onnx_ops import (
     quantized,
     recurrent,
     reduction,
+    signal,
 )
 from importers.onnx_ops.emitter import RULES, Emitter
 
@@ -38,5 +39,6 @@ families = (
     quantized,
     recurrent,
     reduction,
+    signal,
 )
 """The modules whose rules are registered."""

@@ -68,10 +68,12 @@ def einsum(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     left, arrow, right = text.partition("->")
     operands = e.operands(node)
     terms = left.split(",")
-    if len(terms) != len(operands) or not all(terms):
+    if len(terms) != len(operands):
         raise ModelFileError(
             f"{node.label}: equation {text!r} does not fit {len(operands)} operands"
         )
+    if len(operands) == 1 and arrow and terms[0] == right:
+        return operands
     shapes = [v.type.shape for v in operands]
     terms, result = _without_ellipsis(terms, shapes, right)
     if not arrow:

@@ -271,7 +271,9 @@ def _upsample_types(node: OnnxNode) -> Sequence[TensorType | None]:
         scales = [1, 1, node.attributes["height_scale"], node.attributes["width_scale"]]
     if scales is None:
         known = node.input(1)
-        scales = [1] * len(x.shape) if known is None or known.data is None else known.data.tolist()
+        if known is None or known.data is None:
+            return [None]
+        scales = known.data.tolist()
     return [x.with_shape(tuple(int(n * s) for n, s in zip(x.shape, scales, strict=True)))]
 
 

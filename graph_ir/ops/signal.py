@@ -1,0 +1,60 @@
+"""Fourier transforms and determinants: whole rows at a time, neither products nor elementwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import log2
+from typing import TYPE_CHECKING, Any
+
+from graph_ir.equation import Dim, Equation
+from graph_ir.op_def import OpDef, register
+from graph_ir.tensor_type import TensorType
+
+if TYPE_CHECKING:
+    from graph_ir.graph import Node
+
+
+def _rows(
+    inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Mapping[str, Any]
+) -> Equation:
+    """Leading dims that every tensor shares pass; all others are whole."""
+    shapes = [t.shape for t in (*inputs, *outputs)]
+    shared = 0
+    while all(len(s) > shared for s in shapes) and len({s[shared] for s in shapes}) == 1:
+        shared += 1
+    shared = min(shared, attrs.get("rows", 1))
+    sizes = {f"i{i}": shapes[0][i] for i in range(shared)}
+    fixed: set[str] = set()
+
+    def dims(shape: Sequence[int], tag: str) -> tuple[Dim, ...]:
+        names = [f"i{i}" if i < shared else f"{tag}{i}" for i in range(len(shape))]
+        own = {n: size for n, size in zip(names, shape, strict=True) if n.startswith(tag)}
+        sizes.update(own)
+        fixed.update(own)
+        return tuple((n,) for n in names)
+
+    operands = tuple(dims(t.shape, f"a{j}_") for j, t in enumerate(inputs))
+    results = tuple(dims(t.shape, f"r{j}_") for j, t in enumerate(outputs))
+    return Equation(operands, results, sizes, frozenset(fixed), None)
+
+
+def _fft_flops(node: Node) -> int:
+    """5 n log2 n per complex transform of n points (Cooley and Tukey 1965, radix 2)."""
+    points = int(node.attrs["points"])
+    elements = max(v.type.elements for v in (*node.inputs, *node.outputs))
+    transforms = max(1, elements // max(1, 2 * points))
+    return round(5 * points * log2(max(points, 2))) * transforms
+
+
+def _determinant_flops(node: Node) -> int:
+    """LU decomposition: 2/3 n^3 per matrix (Golub and Van Loan, Matrix Computations, 3.2)."""
+    x = node.inputs[0].type
+    n = x.shape[-1]
+    return x.elements // max(1, n * n) * (2 * n**3 // 3)
+
+
+register(
+    # Attribute `points`: length of one transform.
+    OpDef("fft", "reduction", _rows, flops=_fft_flops, engine="vector"),
+    OpDef("determinant", "reduction", _rows, flops=_determinant_flops, engine="vector"),
+)
