@@ -19,9 +19,7 @@ from graph_ir.tensor_type import TensorType
 if TYPE_CHECKING:
     import networkx
 
-ValueKind = Literal[
-    "input", "parameter", "buffer", "constant", "state", "carried", "intermediate"
-]
+ValueKind = Literal["input", "parameter", "buffer", "constant", "state", "carried", "intermediate"]
 Phase = Literal["forward", "backward", "recompute", "optimizer", "communication"]
 PHASES: tuple[Phase, ...] = ("forward", "backward", "recompute", "optimizer", "communication")
 
@@ -285,8 +283,9 @@ class GraphBuilder:
         instance_modules: tuple[str, ...] = (),
         origin: str = "",
         output_names: Sequence[str] = (),
+        role: str = "",
     ) -> tuple[Value, ...]:
-        """Adds a node and returns its results.
+        """Adds a node and returns its results, all of the given role.
 
         Raises:
             UnknownOperatorError: if `op` has no record.
@@ -297,7 +296,7 @@ class GraphBuilder:
             [node_name] if len(outputs) == 1 else [f"{node_name}.{i}" for i in range(len(outputs))]
         )
         results = tuple(
-            Value(self.unique(label) if label != node_name else label, type, count=count)
+            Value(self.unique(label) if label != node_name else label, type, count=count, role=role)
             for label, type in zip(labels, outputs, strict=True)
         )
         self.nodes.append(

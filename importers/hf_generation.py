@@ -70,6 +70,7 @@ def generation_case(
         batch=batch,
         sequence=new if decoding else sequence,
         notes=notes,
+        first_cache_output=1,
     )
 
 
@@ -115,7 +116,8 @@ def _step_classes() -> tuple[Any, Any]:
 
         def update(self, keys: Any, values: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
             if not self.is_initialized:
-                self.keys, self.values = keys, values
+                # As transformers' own cache does: the cache outlives what it was computed from.
+                self.keys, self.values = keys.clone(), values.clone()
                 self.dtype, self.device = keys.dtype, keys.device
                 self.is_initialized = True
             else:

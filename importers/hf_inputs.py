@@ -31,6 +31,8 @@ class TraceCase:
     batch: int
     sequence: int | None
     notes: tuple[str, ...] = ()
+    first_cache_output: int | None = None
+    """Index of the first result that is a KV cache; all that follow are too."""
 
 
 def traceable(model: Any, options: ImportOptions) -> TraceCase:

@@ -112,6 +112,7 @@ def import_huggingface(name_or_path: str, options: ImportOptions) -> ImportedMod
         inputs=case.inputs,
         module_prefix=case.prefix,
         notes=notes,
+        first_cache_output=case.first_cache_output,
     )
     return replace(imported, batch=case.batch, sequence=case.sequence)
 

@@ -126,6 +126,7 @@ class Call:
             attrs,
             name=names.node_name(self.node, op_def(op), op, suffix),
             module=names.module(self.node),
+            role=self.converter.roles.get(self.node, ""),
         )
 
     def one(self, op: str, inputs: Sequence[Value], **attrs: Any) -> Value:
@@ -152,7 +153,8 @@ class Converter:
         self.unknown: list[str] = []
         self._materialized: dict[Constant, Value] = {}
         self._layouts: dict[Any, Any] = {}
-        self._written: dict[Any, Any] = {}
+        self.roles: dict[Any, str] = {}
+        """Roles of the values that certain fx nodes stand for."""
 
     def run(self, module: Any, arguments: Sequence[Any]) -> Any:
         """Translates a GraphModule.

@@ -58,6 +58,7 @@ def import_program(
     inputs: Mapping[str, InputHint] | None = None,
     module_prefix: str = "",
     notes: Iterable[str] = (),
+    first_cache_output: int | None = None,
 ) -> ImportedModel:
     """Converts an exported program.
 
@@ -71,6 +72,7 @@ def import_program(
         inputs: what the tensor arguments' dims mean, by argument name.
         module_prefix: path of the user's model in the traced module.
         notes: what a reader should know.
+        first_cache_output: index of the first result that is a KV cache, if there are any.
 
     Raises:
         OpboundError: an operator has no rule, or a dim is not a number.
@@ -86,6 +88,10 @@ def import_program(
     names = NodeNames(module_prefix)
     names.learn(program.graph.nodes)
     converter = Converter(builder, names, settings, table)
+    if first_cache_output is not None:
+        results_node = next(n for n in program.graph.nodes if n.op == "output")
+        for node in results_node.args[0][first_cache_output:]:
+            converter.roles[node] = "kv_cache"
     arguments = _graph_inputs(program, converter, inputs or {}, names)
     results = converter.run(program.graph_module, arguments)
     outputs = _graph_outputs(program, results, converter, options)

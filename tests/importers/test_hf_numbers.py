@@ -169,3 +169,16 @@ def test_encoder_decoder_generation(small):
         .numpy()
     )
     np.testing.assert_allclose(logits[:, -1], whole[:, -1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-3.1-8b"])
+def test_cache_bytes_equal_the_real_cache(small, name):
+    source, model = small(name)
+    graph = importers.load(
+        source, batch=BATCH, sequence=SEQUENCE, mode="prefill", dtype="float32"
+    ).graph
+    cache = model(input_ids=torch.from_numpy(ids()), use_cache=True).past_key_values
+    real = sum(t.numel() * 4 for layer in cache.layers for t in (layer.keys, layer.values))
+    ours = [v for n in graph.nodes for v in n.outputs if v.role == "kv_cache"]
+    assert sum(v.type.bytes for v in ours) == real
+    assert set(ours) == set(graph.outputs[1:])
