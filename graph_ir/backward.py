@@ -58,7 +58,8 @@ def loss_seeds(graph: Graph) -> list[Value]:
     required = required_gradients(graph)
     floats = [v for v in graph.outputs if v in required]
     scalars = [v for v in floats if v.type.elements == 1]
-    seeds = scalars[:1] or [v for v in floats if v.count == 1]
+    collected = {v for block in graph.blocks for v in block.collected}
+    seeds = scalars[:1] or [v for v in floats if v not in collected]
     if not seeds:
         raise OpboundError(
             f"no result of {graph.name or 'the graph'} depends on a trainable weight through "
@@ -210,7 +211,10 @@ class _Walk:
             for node in body
             if node.definition.gradient is not None
             for v in node.inputs
-            if v in self.required and v not in inside and v not in arguments and v.count == 1
+            if v in self.required
+            and v not in inside
+            and v not in arguments
+            and not (v.kind == "parameter" and v.count > 1)
         )
         return list(outer)
 

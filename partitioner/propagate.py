@@ -299,7 +299,8 @@ class _Split:
         inference = all(
             n.phase == "forward" for n in self.graph.nodes if n.phase != "communication"
         )
-        stays = self.plan.batch or value.count > 1 or value.role or producer is None
+        collected = any(value in block.collected for block in self.graph.blocks)
+        stays = self.plan.batch or collected or value.role or producer is None
         if has.axis is None or stays or not inference:
             return self._type(value, has)
         assert producer is not None
