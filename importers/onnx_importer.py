@@ -83,8 +83,9 @@ def import_onnx(path: str | Path, options: ImportOptions) -> ImportedModel:
     )
 
 
-def _has_rule(domain: str, op_type: str) -> bool:
-    return (domain, op_type) in RULES
+def _has_rule(domain: str, op_type: str, results: int) -> bool:
+    # Attention that also returns its scores cannot be fused: its schema's body is taken.
+    return (domain, op_type) in RULES and (domain, op_type, results) != ("", "Attention", 4)
 
 
 def _build(resolver: Resolver, model: ModelProto, name: str, options: ImportOptions) -> Graph:

@@ -43,7 +43,7 @@ class Resolver:
         self,
         model: ModelProto,
         binder: DimBinder,
-        has_rule: Callable[[str, str], bool],
+        has_rule: Callable[[str, str, int], bool],
         type_rules: Mapping[tuple[str, str], TypeRule],
         trip_counts: Mapping[str, int] | None = None,
     ) -> None:
@@ -200,12 +200,12 @@ class Resolver:
         Raises:
             UnknownOperatorError: its result types cannot be told.
         """
-        if not self.has_rule(resolved.domain, resolved.op_type) and self._expand(
-            node, resolved, scope
-        ):
+        results = max((i + 1 for i, name in enumerate(node.output) if name), default=0)
+        known = self.has_rule(resolved.domain, resolved.op_type, results)
+        if not known and self._expand(node, resolved, scope):
             return
         types = self._types(node, resolved, scope)
-        if types is None and self.has_rule(resolved.domain, resolved.op_type):
+        if types is None and known:
             result = scope.prefix + node.output[0]
             raise DimensionError(
                 f"{resolved.label}: the shape of {result!r} depends on data: give each of its dims, "

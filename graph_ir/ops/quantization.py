@@ -86,14 +86,15 @@ def _per_element(node: Node, scale: Array, x: Array) -> Array:
 def _quantize(node: Node, x: Array, scale: Array, zero: Array | None = None) -> Array:
     levels = np.round(x / _per_element(node, scale, x))
     if zero is not None:
-        levels = levels + _per_element(node, zero, x)
+        levels = levels + _per_element(node, zero, x).astype(np.float64)
     dtype = node.outputs[0].type.dtype
     low = 0 if dtype.label.startswith("u") else -(2 ** (dtype.bits - 1))
     return np.clip(levels, low, low + 2**dtype.bits - 1)
 
 
 def _dequantize(node: Node, x: Array, scale: Array, zero: Array | None = None) -> Array:
-    centred = x if zero is None else x - _per_element(node, zero, x)
+    wide = x.astype(np.float64)
+    centred = wide if zero is None else wide - _per_element(node, zero, x)
     return np.asarray(centred * _per_element(node, scale, x))
 
 

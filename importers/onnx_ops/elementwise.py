@@ -46,7 +46,7 @@ _UNARY: Mapping[str, str] = {
     "Tan": "tan",
     "Tanh": "tanh",
 }
-# Functions of one operand whose parameters change no cost; they are kept for evaluation.
+# Functions of one operand with parameters.
 _UNARY_WITH_PARAMETERS: Mapping[str, str] = {
     "Celu": "elu",
     "Elu": "elu",
@@ -87,8 +87,9 @@ def unary(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
 
 @rule(*_UNARY_WITH_PARAMETERS)
 def unary_with_parameters(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
-    """One operand; the attributes are numbers of the function."""
-    attrs = {k: v for k, v in node.attributes.items() if isinstance(v, float)}
+    """One operand; the slope below zero is kept, other numbers change neither cost nor gradient."""
+    alpha = node.attributes.get("alpha") if node.op_type in ("LeakyRelu", "Elu") else None
+    attrs = {} if alpha is None else {"alpha": alpha}
     op = _UNARY_WITH_PARAMETERS[node.op_type]
     return [e.emit(node, op, [e.at(node, 0)], e.result_type(node), attrs)]
 
@@ -217,9 +218,13 @@ def dropout(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     if ratio is None:
         known = known_number(node.input(1))
         ratio = 0.5 if known is None else known
-    if not e.training or ratio == 0:
-        return [x, None]
     types = [x.type, x.type.with_dtype(DType.BOOL)]
+    if not e.training or ratio == 0:
+        mask = node.output(1)
+        ones = (
+            e.emit(node, "fill", [], e.type_of(mask.type), {"value": 1}, "mask") if mask else None
+        )
+        return [x, ones]
     return list(e.emit_all(node, "dropout", [x], types, {"p": ratio}))
 
 

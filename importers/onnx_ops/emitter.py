@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from graph_ir.errors import ModelFileError
+from graph_ir.errors import ModelFileError, OpboundError
 from graph_ir.graph import GraphBuilder, Value, ValueKind
 from graph_ir.tensor_type import DType, TensorType
 from importers.onnx_names import module_from_weight
@@ -77,9 +77,17 @@ class Emitter:
         Args:
             value: a tensor of the file.
             kind: what it is, where the operator knows better than its origin tells.
+
+        Raises:
+            OpboundError: it is the result of an operator whose rule does not deliver it.
         """
         found = self._values.get(value)
         if found is None:
+            if value.origin == "computed" and value.data is None:
+                raise OpboundError(
+                    f"{value.name!r} is a side result that the rule of its operator in "
+                    "importers/onnx_ops/ leaves out: add it there"
+                )
             found = self.builder.add_input(
                 value.name,
                 self.type_of(value.type),

@@ -17,7 +17,7 @@ from importers.onnx_ops.contraction import emit_matmul
 from importers.onnx_ops.convolution import conv
 from importers.onnx_ops.elementwise import same_as_first
 from importers.onnx_ops.emitter import Emitter, broadcast_shape, required, rule
-from importers.onnx_ops.normalization import emit_norm
+from importers.onnx_ops.normalization import emit_norm, emit_norm_with_statistics
 from importers.onnx_values import OnnxNode
 
 MICROSOFT = "com.microsoft"
@@ -144,8 +144,11 @@ def skip_norm(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     total = e.add_bias(node, total, bias)
     weights = [e.at(node, i) for i in ((2,) if simple else (2, 3)) if node.input(i) is not None]
     attrs = {"rank": 1, "eps": node.attributes.get("epsilon", 1e-5)}
-    op = "rms_norm" if simple else "layer_norm"
-    return [emit_norm(e, node, op, [total, *weights], attrs), None, None, total]
+    if simple or (node.output(1) is None and node.output(2) is None):
+        op = "rms_norm" if simple else "layer_norm"
+        return [emit_norm(e, node, op, [total, *weights], attrs), None, None, total]
+    wanted = [v.type if (v := node.output(i)) else None for i in (1, 2)]
+    return [*emit_norm_with_statistics(e, node, [total, *weights], attrs, wanted), total]
 
 
 @rule("SimplifiedLayerNormalization", domain=MICROSOFT)

@@ -94,7 +94,10 @@ def layer_norm(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     x = e.at(node, 0)
     rank = len(x.type.shape) - node.attributes.get("axis", -1) % len(x.type.shape)
     attrs = {"rank": rank, "eps": node.attributes.get("epsilon", 1e-5)}
-    return [emit_norm(e, node, "layer_norm", e.operands(node), attrs), None, None]
+    if node.output(1) is None and node.output(2) is None:
+        return [emit_norm(e, node, "layer_norm", e.operands(node), attrs)]
+    wanted = [e.type_of(v.type) if (v := node.output(i)) else None for i in (1, 2)]
+    return emit_norm_with_statistics(e, node, e.operands(node), attrs, wanted)
 
 
 @rule("RMSNormalization")
@@ -115,15 +118,41 @@ def emit_norm(
     label: str = "",
 ) -> Value:
     """A layer or RMS norm; its weights have the normalised dims, training saves statistics."""
-    x, *weights = operands
-    rank = int(attrs["rank"])
-    normal = x.type.shape[len(x.type.shape) - rank :]
-    rows = x.type.shape[: len(x.type.shape) - rank]
-    fitted = [w if w.type.shape == normal else _fitted(e, node, w, normal) for w in weights]
+    x, fitted, rows = _norm_operands(e, node, operands, int(attrs["rank"]))
     if not e.training:
         return e.emit(node, op, [x, *fitted], x.type, attrs, label)
     statistics = [x.type.with_shape(rows)] * (2 if op == "layer_norm" else 1)
     return e.emit_all(node, op, [x, *fitted], [x.type, *statistics], attrs, label)[0]
+
+
+def emit_norm_with_statistics(
+    e: Emitter,
+    node: OnnxNode,
+    operands: Sequence[Value],
+    attrs: dict[str, int | float],
+    wanted: Sequence[TensorType | None],
+) -> list[Value | None]:
+    """A layer norm whose mean and inverse deviation are results of the node too."""
+    x, fitted, rows = _norm_operands(e, node, operands, int(attrs["rank"]))
+    dtype = next((t.dtype for t in wanted if t is not None), x.type.dtype)
+    types = [x.type, TensorType(rows, dtype), TensorType(rows, dtype)]
+    result, *statistics = e.emit_all(node, "layer_norm", [x, *fitted], types, attrs)
+    shaped = [
+        e.reshape(node, value, type_.shape, f"statistic{i}") if type_ is not None else None
+        for i, (value, type_) in enumerate(zip(statistics, wanted, strict=True))
+    ]
+    return [result, *shaped]
+
+
+def _norm_operands(
+    e: Emitter, node: OnnxNode, operands: Sequence[Value], rank: int
+) -> tuple[Value, list[Value], tuple[int, ...]]:
+    """The operand, the weights in the shape of its normalised dims, and its other dims."""
+    x, *weights = operands
+    cut = len(x.type.shape) - rank
+    normal = x.type.shape[cut:]
+    fitted = [w if w.type.shape == normal else _fitted(e, node, w, normal) for w in weights]
+    return x, fitted, x.type.shape[:cut]
 
 
 def _fitted(e: Emitter, node: OnnxNode, weight: Value, shape: Sequence[int]) -> Value:

@@ -31,7 +31,7 @@ def reduce_(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     """Over `axes` (an attribute, later an operand), or over everything."""
     x, out = e.at(node, 0), e.result_type(node)
     before, op, after = _REDUCE[node.op_type]
-    axes = _axes(node, len(x.type.shape))
+    axes = _axes(node, x.type.shape, out.shape)
     if not axes:
         return [x]
     if before == "square":
@@ -43,13 +43,29 @@ def reduce_(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     return [e.emit(node, after, [result], out, None, after) if after else result]
 
 
-def _axes(node: OnnxNode, rank: int) -> tuple[int, ...]:
+def _axes(node: OnnxNode, shape: Sequence[int], result: Sequence[int]) -> tuple[int, ...]:
     axes = node.attributes.get("axes")
-    if axes is None:
-        axes = known_ints(node.input(1))
+    given = node.input(1)
+    if axes is None and given is not None:
+        axes = known_ints(given)
+        if axes is None:
+            return _axes_from_shapes(shape, result)
     if axes is None or len(axes) == 0:
-        return () if node.attributes.get("noop_with_empty_axes") else tuple(range(rank))
-    return tuple(sorted(a % max(rank, 1) for a in axes))
+        return () if node.attributes.get("noop_with_empty_axes") else tuple(range(len(shape)))
+    return tuple(sorted(a % max(len(shape), 1) for a in axes))
+
+
+def _axes_from_shapes(shape: Sequence[int], result: Sequence[int]) -> tuple[int, ...]:
+    """Axes that the data names: those whose dim is gone, or 1, in the result."""
+    if len(shape) == len(result):
+        return tuple(i for i, (n, m) in enumerate(zip(shape, result, strict=True)) if n != m)
+    axes, kept = [], 0
+    for i, n in enumerate(shape):
+        if kept < len(result) and result[kept] == n:
+            kept += 1
+        else:
+            axes.append(i)
+    return tuple(axes)
 
 
 @rule("MaxPool", "AveragePool", "LpPool")

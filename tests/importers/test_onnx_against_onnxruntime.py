@@ -250,7 +250,7 @@ def resolved_shapes(path, **options):
     """The shape of every tensor that survives the resolution, by its name in the file."""
     model = onnx.load(path, load_external_data=False)
     binder = DimBinder(ImportOptions(**options))
-    resolver = Resolver(model, binder, lambda domain, op: (domain, op) in RULES, TYPE_RULES)
+    resolver = Resolver(model, binder, lambda domain, op, _: (domain, op) in RULES, TYPE_RULES)
     resolver.run(model.graph)
     return {v.name: v.shape for n in resolver.nodes for v in n.outputs if v is not None}
 
