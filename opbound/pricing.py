@@ -50,7 +50,7 @@ class PricedStep:
         """
         rows = []
         for part in self.cost.stages[self.cost.busiest]:
-            once = _once_per_step(part)
+            once = part.times.once
             for node in part.graph.nodes:
                 runs = times * (1 if node in once else self.microbatches)
                 rows.append(costed_node(node, part.costs[node], times=runs, phase=phase))
@@ -133,11 +133,3 @@ def _kernels_of(execution: str) -> Callable[[Graph], list[list[Node]]]:
 
 def _needed_flops(graph: Graph) -> int:
     return sum(n.flops * n.count for n in graph.nodes if n.phase in ("forward", "backward"))
-
-
-def _once_per_step(part: PartCost) -> set[Node]:
-    """Nodes that run once per step, not per micro-batch: the update, and what only it needs."""
-    per_microbatch = {span.node for span in part.times.backward.spans}
-    once = {span.node for span in part.times.gradients.spans} - per_microbatch
-    once |= {span.node for span in part.times.optimizer.spans}
-    return once | {node for node in part.graph.nodes if node.phase == "optimizer"}

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 def model_info(model: ImportedModel, options: Options, microbatches: int = 1) -> ModelInfo:
     """What was analysed, at which sizes; `model` is one micro-batch of all replicas."""
     generation = options.mode == "generation"
-    traced = model.batch if model.batch is not None else options.batch
+    traced = model.batch * microbatches if model.batch else None
     return ModelInfo(
         name=model.name,
         source=model.source,
         sha256=model.sha256,
         importer=model.importer,
         dtype=model_dtype(model.graph).label,
-        batch=traced * microbatches if traced else None,
+        batch=options.batch or traced,
         sequence=model.sequence if model.sequence is not None else options.sequence,
         prompt_tokens=(options.prompt_tokens or DEFAULT_PROMPT_TOKENS) if generation else None,
         new_tokens=(options.new_tokens or DEFAULT_NEW_TOKENS) if generation else None,
