@@ -11,7 +11,7 @@ from costing.memory import MemoryUse, memory_use, pass_of, stage_memory
 from costing.node_cost import NodePricer
 from costing.op_cost import OpCost
 from costing.schedule import PipelineTimeline, Schedule, simulate
-from costing.timeline import StageTimes, stage_times
+from costing.timeline import StageTimes, late_sends, stage_times
 from graph_ir.graph import Graph, Node
 
 
@@ -77,10 +77,9 @@ def step_cost(
         MeshError: if the schedule does not fit the micro-batches.
     """
     pricer = pricer or NodePricer(hardware)
-    known: dict[Graph, PartCost] = {}
-    for graph in (graph for stage in stages for graph in stage):
-        if graph not in known:
-            known[graph] = part_cost(graph, hardware, groups, pricer)
+    graphs = list(dict.fromkeys(graph for stage in stages for graph in stage))
+    late = late_sends(graphs)
+    known = {graph: part_cost(graph, hardware, groups, pricer, late) for graph in graphs}
     parts = tuple(tuple(known[graph] for graph in stage) for stage in stages)
     pipeline = simulate(
         schedule,
@@ -118,12 +117,16 @@ def part_cost(
     hardware: Hardware,
     groups: Callable[[Graph], Sequence[Group]] = eager_groups,
     pricer: NodePricer | None = None,
+    late: frozenset[str] = frozenset(),
 ) -> PartCost:
-    """Prices one rank's graph on its own: every node, the streams, the memory."""
+    """Prices one rank's graph on its own: every node, the streams, the memory.
+
+    `late` names the `send` nodes that serve another stage's update (`timeline.late_sends`).
+    """
     kernels = groups(graph)
     costs = price_graph(graph, hardware, kernels, pricer)
     memory = memory_use(graph, inner_values(graph, kernels))
-    return PartCost(graph, costs, stage_times(graph, costs), memory)
+    return PartCost(graph, costs, stage_times(graph, costs, late), memory)
 
 
 def _chunk_times(seconds: list[float]) -> float | list[float]:
@@ -154,7 +157,7 @@ def _transfer_s(part: PartCost) -> float:
     """Time to hand one micro-batch on: activations forward or gradients back, the slower of both."""
     by_pass = {"forward": 0.0, "backward": 0.0}
     for node, cost in part.costs.items():
-        if node.op == "send":
+        if node.op == "send" and node not in part.times.once:
             direction = "forward" if pass_of(node) == "forward" else "backward"
             by_pass[direction] += cost.time_s * node.count
     return max(by_pass.values())

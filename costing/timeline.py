@@ -58,6 +58,8 @@ class StageTimes:
     """The last micro-batch's backward pass, with the reduction of the gradients."""
     optimizer: PassTime
     """The update, with what is communicated after it."""
+    once: frozenset[Node]
+    """Nodes that run once per step, not once per micro-batch."""
 
     @property
     def tail_s(self) -> float:
@@ -65,24 +67,83 @@ class StageTimes:
         return max(self.gradients.time_s - self.backward.time_s, 0.0)
 
 
-def stage_times(graph: Graph, costs: Mapping[Node, OpCost]) -> StageTimes:
+def stage_times(
+    graph: Graph, costs: Mapping[Node, OpCost], late_sends: frozenset[str] = frozenset()
+) -> StageTimes:
     """Simulates the forward pass, the backward pass and the update of one stage.
 
     Args:
         graph: of one micro-batch on one rank, folded or not.
         costs: of one application of each node.
+        late_sends: see `once_per_step`.
     """
     split = backward_start(graph)
     update = _update_nodes(graph)
-    once = _once_per_step(graph) - update
-    forward = [n for n in graph.nodes[:split] if n not in update]
+    once = once_per_step(graph, late_sends)
+    forward = [n for n in graph.nodes[:split] if n not in once]
     backward = [n for n in graph.nodes[split:] if n not in update]
     return StageTimes(
         forward=_Streams(graph, costs).run(forward),
         backward=_Streams(graph, costs).run([n for n in backward if n not in once]),
         gradients=_Streams(graph, costs).run(backward),
         optimizer=_Streams(graph, costs).run([n for n in graph.nodes if n in update]),
+        once=once,
     )
+
+
+def late_sends(graphs: Iterable[Graph]) -> frozenset[str]:
+    """Names of the `send` nodes whose `recv` on another stage only serves the update there.
+
+    The gradient of a weight that two stages share (a tied embedding) is such a message.
+    """
+    distinct = list(dict.fromkeys(graphs))
+    late: frozenset[str] = frozenset()
+    while True:
+        received = {
+            node.name.removesuffix(".recv")
+            for graph in distinct
+            for node in once_per_step(graph, late)
+            if node.op == "recv"
+        }
+        found = frozenset(
+            node.name
+            for graph in distinct
+            for node in graph.nodes
+            if node.op == "send" and node.name.removesuffix(".send") in received
+        )
+        if found == late:
+            return late
+        # A stage that passes such a message on makes the one it receives late as well.
+        late = found
+
+
+def once_per_step(graph: Graph, late_sends: frozenset[str] = frozenset()) -> frozenset[Node]:
+    """The update, and the collectives whose results only the update needs.
+
+    Gradients are summed over micro-batches first, so these run once, with the last one.
+
+    Args:
+        graph: of one micro-batch on one rank.
+        late_sends: names of `send` nodes that are known to serve another stage's update.
+    """
+    update = _update_nodes(graph)
+    needed: set[Value] = {c.result for b in graph.blocks for c in b.carries}
+    found = set(update)
+    for node in reversed(graph.nodes):
+        kind = node.definition.kind
+        if node in update:
+            continue
+        sent = node.op == "send" and node.name not in late_sends
+        works = sent or kind in ("contraction", "attention", "normalization")
+        if works or any(v in needed for v in node.outputs):
+            needed.update(node.inputs)
+        elif (
+            kind == "collective"
+            and pass_of(node) != "forward"
+            and not any(v in graph.outputs for v in node.outputs)
+        ):
+            found.add(node)
+    return frozenset(found)
 
 
 def _update_nodes(graph: Graph) -> set[Node]:
@@ -92,25 +153,6 @@ def _update_nodes(graph: Graph) -> set[Node]:
         after = any(graph.producers.get(v) in found for v in node.inputs)
         if pass_of(node) == "optimizer" or after:
             found.add(node)
-    return found
-
-
-def _once_per_step(graph: Graph) -> set[Node]:
-    """Collectives whose results only the update needs.
-
-    Gradients are summed over micro-batches first, so these run once, with the last one.
-    """
-    needed: set[Value] = {c.result for b in graph.blocks for c in b.carries}
-    found: set[Node] = set()
-    for node in reversed(graph.nodes):
-        kind = node.definition.kind
-        feeds = any(v in needed for v in node.outputs)
-        if feeds or kind in ("contraction", "attention", "normalization"):
-            needed.update(node.inputs)
-        elif kind == "collective" and pass_of(node) != "forward":
-            returned = any(v in graph.outputs for v in node.outputs)
-            if not returned:
-                found.add(node)
     return found
 
 

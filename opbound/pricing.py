@@ -13,7 +13,7 @@ from opbound.workload import Workload
 if TYPE_CHECKING:
     from costing.hardware import Hardware
     from costing.node_cost import NodePricer
-    from costing.step import PartCost, StepCost
+    from costing.step import StepCost
     from graph_ir.graph import Graph, Node
     from reports import CostedNode
 
