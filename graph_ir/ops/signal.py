@@ -6,12 +6,18 @@ from collections.abc import Mapping, Sequence
 from math import log2
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from graph_ir.equation import Dim, Equation
+from graph_ir.evaluate import Array
 from graph_ir.op_def import OpDef, register
 from graph_ir.tensor_type import TensorType
 
 if TYPE_CHECKING:
-    from graph_ir.graph import Node
+    from graph_ir.gradients import GradientBuilder
+    from graph_ir.graph import Node, Value
+
+Grads = Sequence["Value | None"]
 
 
 def _rows(
@@ -53,8 +59,46 @@ def _determinant_flops(node: Node) -> int:
     return x.elements // max(1, n * n) * (2 * n**3 // 3)
 
 
+def _fft_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
+    """A Fourier transform is linear: its gradient is the transform turned round, at the same cost."""
+    results: list[Value | None] = [None] * len(node.inputs)
+    if grads[0] is not None and b.needs(node.inputs[0]):
+        operands = [grads[0], *node.inputs[1:]]
+        (results[0],) = b.emit(node, "fft", operands, [node.inputs[0].type], node.attrs, "grad")
+    return results
+
+
+def _determinant_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
+    if grads[0] is None:
+        return [None]
+    operands = [grads[0], node.inputs[0], node.outputs[0]]
+    return b.emit(node, "determinant_backward", operands, [node.inputs[0].type])
+
+
+def _determinant_backward(node: Node, dy: Array, x: Array, y: Array) -> Array:
+    """Jacobi's formula: d det(X) / dX = det(X) X^-T."""
+    return np.asarray((dy * y)[..., None, None] * np.swapaxes(np.linalg.inv(x), -1, -2))
+
+
 register(
     # Attribute `points`: length of one transform.
-    OpDef("fft", "reduction", _rows, flops=_fft_flops, engine="vector"),
-    OpDef("determinant", "reduction", _rows, flops=_determinant_flops, engine="vector"),
+    OpDef("fft", "reduction", _rows, flops=_fft_flops, engine="vector", gradient=_fft_gradient),
+    OpDef(
+        "determinant",
+        "reduction",
+        _rows,
+        flops=_determinant_flops,
+        engine="vector",
+        gradient=_determinant_gradient,
+        evaluate=lambda node, x: np.linalg.det(x),
+    ),
+    # Inverting costs 2 n^3 (Golub and Van Loan, 3.4), three times the decomposition.
+    OpDef(
+        "determinant_backward",
+        "reduction",
+        _rows,
+        flops=lambda node: 2 * node.inputs[1].type.elements * node.inputs[1].type.shape[-1],
+        engine="vector",
+        evaluate=_determinant_backward,
+    ),
 )

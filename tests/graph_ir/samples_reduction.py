@@ -139,6 +139,7 @@ def reductions() -> list[Sample]:
         sample("reduce_sum", [x], (2, 3), {"axes": (-1,)}, lambda x: x.sum(-1), label="last"),
         sample("reduce_mean", [x], (), None, torch.mean, label="all"),
         sample("softmax", [normal(4)], torch=lambda x: torch.softmax(x, 0), label="vector"),
+        sample("determinant", [normal(5, 3, 3)], (5,), torch=torch.linalg.det),
         sample("reduce_prod", [x], (2, 5), {"axes": (1,)}, lambda x: torch.prod(x, 1)),
         sample("max_pool", [image], (2, 3, 4, 4), window, lambda x: F.max_pool2d(x, (3, 2), 2, 1)),
         sample(

@@ -39,6 +39,7 @@ NOT_EVALUATED = {
     ),
     "rotary_embedding": "what the tables hold is the frontend's",
     "apply_scales": "which elements share a scale is the frontend's",
+    "fft": "how complex numbers lie in memory is the frontend's",
     "deform_conv": "sampling positions are data",
 }
 
