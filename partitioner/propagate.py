@@ -158,7 +158,7 @@ class _Split:
         return self.graph.block_of.get(producer) is self.graph.block_of.get(reader)
 
     def _passes(self, node: Node) -> bool:
-        linear = node.definition.linear
+        linear = node.definition.linear_of(node)
         if linear is None or (linear != "jointly" and len(node.inputs) > 1):
             return False
         made = sum(v.type.elements for v in node.outputs)

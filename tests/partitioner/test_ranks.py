@@ -39,6 +39,24 @@ class LanguageModel(nn.Module):
         return F.cross_entropy(logits.view(-1, 24), target.view(-1))
 
 
+class FusedBlock(nn.Module):
+    """Fused causal attention with grouped queries, one weight for query, key and value; fused norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.RMSNorm(32, eps=1e-6), nn.LayerNorm(32)
+        self.mixed, self.out = nn.Linear(32, 64), nn.Linear(32, 32)
+        self.fc, self.proj = nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, s, _ = x.shape
+        parts = self.mixed(self.norm_1(x)).split([32, 16, 16], dim=-1)
+        q, k, v = (p.view(b, s, -1, 4).transpose(1, 2) for p in parts)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        x = x + self.out(y.transpose(1, 2).reshape(b, s, 32))
+        return x + self.proj(F.gelu(self.fc(self.norm_2(x)), approximate="tanh"))
+
+
 def numbers(graph: Graph) -> dict[Value, Array]:
     """Random numbers for every input of a graph; the content of constants where it is known."""
     rng = np.random.default_rng(5)
@@ -62,6 +80,7 @@ def language_model(block: Callable[[], nn.Module]) -> Graph:
 
 MODELS = {
     "gpt": lambda: language_model(GptBlock),
+    "fused": lambda: language_model(FusedBlock),
     "llama": lambda: language_model(LlamaBlock),
     "bottleneck": lambda: (
         load(Bottleneck(), example_inputs=(torch.zeros(4, 16, 6, 6),), mode="training").graph
