@@ -21,7 +21,7 @@ _OWNED = re.compile(
     # Caffe2's habit: res2_0_branch2a_w_0, res2_0_branch2a_bn_s_0.
     r"|(?P<layer>.+?)_(bn_)?(w|b|s|rm|riv)_\d+"
 )
-_MACHINE_MADE = re.compile(r"[a-z]?\d*")
+_MACHINE_MADE = re.compile(r"|[a-z]?\d+")
 
 
 def module_of(node: NodeProto) -> str:
