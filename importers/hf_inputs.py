@@ -11,7 +11,7 @@ from typing import Any
 
 from graph_ir.errors import DimensionError, OpboundError
 from importers.imported_model import ImportOptions
-from importers.torch_convert import InputHint
+from importers.torch_call import InputHint
 
 DEFAULT_SEQUENCE = 1024
 """Tokens per sample where neither the user nor the model's longest sequence says less."""
@@ -163,15 +163,15 @@ def _sequence(model: Any, options: ImportOptions) -> tuple[int, tuple[str, ...]]
 
 
 def _learned_positions(model: Any, longest: int) -> bool:
-    """Whether one row of an embedding exists per position, so that longer sequences cannot run."""
+    """Whether an embedding has one row per position (`wpe`, `position_embeddings`): more cannot run."""
     import torch
 
     return any(
-        isinstance(m, torch.nn.Embedding)
-        and m.num_embeddings == longest
-        and "po" in name.rsplit(".")[-1]
-        for name, m in model.named_modules()
-    ) or any(name.endswith("wpe") for name, _ in model.named_modules())
+        isinstance(module, torch.nn.Embedding)
+        and module.num_embeddings <= longest
+        and ("position" in name or name.endswith("wpe"))
+        for name, module in model.named_modules()
+    )
 
 
 def _is_causal(model: Any) -> bool:

@@ -9,8 +9,7 @@ from typing import Any
 from graph_ir.equation import Equation, bind
 from graph_ir.errors import UnknownOperatorError
 from graph_ir.graph import Value
-from graph_ir.tensor_type import DType, TensorType
-from importers.torch_convert import Call, is_tensor
+from importers.torch_call import Call, is_tensor
 from importers.torch_movement import as_shape, slice_value
 
 Rule = Callable[[Call], Any]
@@ -148,9 +147,6 @@ def _grouped_matmul(data: str, weights: str) -> Rule:
     return rule
 
 
-# --- convolution ----------------------------------------------------------------------------------
-
-
 def per_dim(given: Any, rank: int, default: int) -> tuple[int, ...]:
     """One number per spatial dim: `given`, repeated if it is a single one."""
     if given is None or (isinstance(given, list | tuple) and not given):
@@ -194,122 +190,6 @@ def _padding(given: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tupl
     return (0,) * len(kernel) if given == "valid" else per_dim(given, len(kernel), 0)
 
 
-# --- attention ------------------------------------------------------------------------------------
-
-
-def _attention(call: Call) -> Value:
-    """Fused attention; in training its result for the backward pass is the row's log-sum of exponentials."""
-    operands = [_four_dims(call, n) for n in ("query", "key", "value")]
-    query, _, value = (v.type for v in operands)
-    if is_tensor(call["attn_mask"]):
-        mask = call.value("attn_mask")
-        operands.append(mask)
-    attrs: dict[str, Any] = {"causal": bool(call["is_causal"])}
-    if call["scale"] is not None:
-        attrs["scale"] = float(call["scale"])
-    if call["dropout_p"]:
-        attrs["dropout"] = float(call["dropout_p"])
-    types = [query.with_shape((*query.shape[:3], value.shape[3]))]
-    if call.training:
-        types.append(TensorType(query.shape[:3], DType.FLOAT32))
-    result = call.emit("attention", operands, types, attrs)[0]
-    _follow_query_layout(call)
-    return as_shape(call, result, call.type.shape)
-
-
-def _four_dims(call: Call, name: str) -> Value:
-    value = call.value(name)
-    shape = value.type.shape
-    if len(shape) == 3:
-        return as_shape(call, value, (1, *shape), name)
-    if len(shape) > 4:
-        merged = 1
-        for n in shape[:-3]:
-            merged *= n
-        return as_shape(call, value, (merged, *shape[-3:]), name)
-    return value
-
-
-def _follow_query_layout(call: Call) -> None:
-    """Gives the result the query's memory order, as fused kernels do.
-
-    That is b s h d for a transposed view; tracing assumes a contiguous result. So the transpose and the
-    reshape that follow are free.
-    """
-    import torch
-
-    layout = call.layout("query")
-    val = call.node.meta["val"]
-    order = sorted(range(val.ndim), key=lambda i: -layout.stride()[i])
-    plain = torch.empty([val.shape[i] for i in order], dtype=val.dtype, device="meta")
-    call.converter.set_layout(call.node, plain.permute([order.index(i) for i in range(val.ndim)]))
-
-
-# --- loss -----------------------------------------------------------------------------------------
-
-
-def _cross_entropy(call: Call) -> Value:
-    """Log-softmax, then the mean of the targets' entries, as torch's own kernels do it."""
-    logits = _classes_last(call, call.value("self"))
-    target = call.value("target")
-    rank = len(logits.type.shape)
-    (logs,) = call.emit("log_softmax", [logits], [logits.type], {"axis": rank - 1})
-    smoothing = float(call["label_smoothing"] or 0)
-    if target.type.dtype.is_float:
-        return _soft_loss(call, logs, _classes_last(call, target))
-    loss = _pick(call, logs, target)
-    if not smoothing:
-        return loss
-    axes = tuple(range(rank)) if loss.type.shape != target.type.shape else (rank - 1,)
-    (spread,) = call.emit("reduce_mean", [logs], [loss.type], {"axes": axes}, "smoothing")
-    (other,) = call.emit("mul", [spread], [loss.type], {"scalar": -smoothing}, "smoothing_share")
-    (own,) = call.emit("mul", [loss], [loss.type], {"scalar": 1 - smoothing}, "target_share")
-    return call.one("add", [own, other])
-
-
-def _soft_loss(call: Call, logs: Value, target: Value) -> Value:
-    """Targets are probabilities: minus the mean over rows of the weighted sum of logarithms."""
-    (weighted,) = call.emit("mul", [logs, target], [logs.type], suffix="weighted")
-    rank = len(logs.type.shape)
-    whole = not call.type.shape
-    axes = tuple(range(rank)) if whole else (rank - 1,)
-    rows = logs.type.elements // logs.type.shape[-1] if call["reduction"] in (None, 1) else 1
-    (total,) = call.emit("reduce_sum", [weighted], [call.type], {"axes": axes})
-    return call.one("mul", [total], scalar=-1.0 / rows)
-
-
-def _classes_last(call: Call, scores: Value) -> Value:
-    """Scores [n, classes, ...] with the classes as the last dim, as a view."""
-    rank = len(scores.type.shape)
-    if rank <= 2:
-        return scores
-    perm = (0, *range(2, rank), 1)
-    moved = scores.type.with_shape(tuple(scores.type.shape[p] for p in perm))
-    return call.emit("transpose", [scores], [moved], {"perm": perm, "view": True})[0]
-
-
-def _nll(call: Call) -> Value:
-    return _pick(call, _classes_last(call, call.value("self")), call.value("target"))
-
-
-def _pick(call: Call, logs: Value, target: Value) -> Value:
-    if not logs.type.shape[:-1]:
-        logs = as_shape(call, logs, (1, *logs.type.shape), "row")
-        target = as_shape(call, target, (1,), "target")
-    attrs = {"divisor": 1} if call["reduction"] == 2 else {}
-    return call.emit("nll_loss", [logs, target], [call.type], attrs)[0]
-
-
-def _mean_squared_error(call: Call) -> Value:
-    left, right = call.value("self"), call.value("target")
-    (difference,) = call.emit("sub", [left, right], [left.type], suffix="difference")
-    (squares,) = call.emit("pow", [difference], [left.type], {"scalar": 2}, "square")
-    if call["reduction"] == 0:
-        return squares
-    record = "reduce_mean" if call["reduction"] in (None, 1) else "reduce_sum"
-    return call.one(record, [squares], axes=tuple(range(len(left.type.shape))))
-
-
 RULES: Mapping[str, Rule] = {
     "aten.linear": _linear,
     "aten.matmul": _matmul("self", "other"),
@@ -328,10 +208,5 @@ RULES: Mapping[str, Rule] = {
     **{f"aten.conv{n}d": _convolution(transposed=False) for n in (1, 2, 3)},
     **{f"aten.conv_transpose{n}d": _convolution(transposed=True) for n in (1, 2, 3)},
     "aten.convolution": _convolution(transposed=False),
-    "aten.scaled_dot_product_attention": _attention,
-    "aten.cross_entropy_loss": _cross_entropy,
-    "aten.nll_loss": _nll,
-    "aten.nll_loss_nd": _nll,
-    "aten.mse_loss": _mean_squared_error,
 }
 """Rules by aten name."""

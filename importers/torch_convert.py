@@ -6,137 +6,16 @@ operator means is said in the tables of `torch_canonical`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graph_ir.errors import DimensionError, OpboundError, UnknownOperatorError
 from graph_ir.graph import GraphBuilder, Value
-from graph_ir.op_def import all_ops, op_def
 from graph_ir.tensor_type import DType, TensorType
+from importers.torch_call import Call, Constant, Settings, flat, is_tensor
+from importers.torch_canonical import find_rule, record_rule
+from importers.torch_constants import FOLDED_ELEMENTS, as_numpy, evaluate_on_cpu, is_random
 from importers.torch_names import NodeNames
-
-_FOLDED_ELEMENTS = 1 << 20
-"""Largest constant whose content is computed; of a larger one only the type is known."""
-
-
-@dataclass(frozen=True, slots=True)
-class InputHint:
-    """What the dims of a tensor argument mean, and its role in memory."""
-
-    dims: tuple[str | None, ...]
-    role: str = ""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Constant:
-    """A tensor that depends on no input of the model; it becomes a graph value when something reads it."""
-
-    type: TensorType
-    content: Any = field(default=None, repr=False)
-    """The tensor (on the CPU) or numpy array, if it is small."""
-
-
-@dataclass(slots=True)
-class Settings:
-    """What the conversion is to produce."""
-
-    training: bool = False
-    allow_unknown: bool = False
-    dtypes: Mapping[DType, DType] = field(default_factory=dict)
-    """Float dtypes of the trace that stand for others in the graph."""
-
-
-class Call:
-    """One aten call: its arguments by their schema's names, fx nodes replaced by what they stand for."""
-
-    def __init__(self, converter: Converter, node: Any, args: Mapping[str, Any]) -> None:
-        self.converter = converter
-        self.node = node
-        self.args = args
-        self.types = converter.types_of(node)
-
-    def __getitem__(self, name: str) -> Any:
-        return self.args.get(name)
-
-    @property
-    def type(self) -> TensorType:
-        """Type of the first result."""
-        return self.types[0]
-
-    @property
-    def training(self) -> bool:
-        """Whether the graph is imported for training."""
-        return self.converter.settings.training
-
-    def value(self, name: str) -> Value:
-        """A tensor argument."""
-        return self.converter.materialize(self.args[name], self.node)
-
-    def values(self, names: Iterable[str]) -> list[Value]:
-        """Those of the named arguments that are tensors."""
-        found = (self.args.get(name) for name in names)
-        return [self.converter.materialize(v, self.node) for v in found if is_tensor(v)]
-
-    def sequence(self, name: str) -> list[Value]:
-        """A list of tensors."""
-        return [self.converter.materialize(v, self.node) for v in self.args[name]]
-
-    def constant(self, array: Any, dtype: DType) -> Value:
-        """A constant with the content of a numpy array."""
-        return self.converter.materialize(
-            Constant(TensorType(array.shape, dtype), array), self.node
-        )
-
-    def number(self, number: float, dtype: DType) -> Value:
-        """A constant of rank 0."""
-        import numpy as np
-
-        return self.constant(np.asarray(number), dtype)
-
-    def axis(self, name: str, rank: int | None = None, default: int = -1) -> int:
-        """A dim argument, made non-negative."""
-        given = self.args.get(name)
-        size = rank if rank is not None else len(self.value("self").type.shape)
-        return int(default if given is None else given) % max(size, 1)
-
-    def layout(self, name: str = "self") -> Any:
-        """The meta tensor behind a tensor argument: its strides tell views from copies."""
-        return self.converter.layout(self.argument_node(name))
-
-    def argument_node(self, name: str) -> Any:
-        """The fx node that was passed as an argument."""
-        return self.converter.argument_nodes(self.node)[name]
-
-    def emit(
-        self,
-        op: str,
-        inputs: Sequence[Value],
-        types: Sequence[TensorType] | None = None,
-        attrs: Mapping[str, Any] | None = None,
-        suffix: str = "",
-    ) -> tuple[Value, ...]:
-        """Adds a node; `suffix` tells several nodes of one call apart."""
-        names = self.converter.names
-        return self.converter.builder.emit(
-            op,
-            inputs,
-            self.types if types is None else types,
-            attrs,
-            name=names.node_name(self.node, op_def(op), op, suffix),
-            module=names.module(self.node),
-            role=self.converter.roles.get(self.node, ""),
-        )
-
-    def one(self, op: str, inputs: Sequence[Value], **attrs: Any) -> Value:
-        """Adds a node with this call's result type and returns its only result."""
-        return self.emit(op, inputs, [self.type], attrs)[0]
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether an argument stands for a tensor."""
-    return isinstance(value, Value | Constant)
 
 
 class Converter:
@@ -186,9 +65,9 @@ class Converter:
             return self._special(module, node)
         args = self._arguments(node)
         tensors = [v for v in flat(args.values()) if is_tensor(v)]
-        if all(isinstance(v, Constant) for v in tensors) and not _is_random(target):
+        if all(isinstance(v, Constant) for v in tensors) and not is_random(target):
             return self._fold(node)
-        rule = find_rule(target, self.rules) or _record_rule(target)
+        rule = find_rule(target, self.rules) or record_rule(target)
         call = Call(self, node, args)
         if rule is None:
             return self._unknown(call)
@@ -240,8 +119,8 @@ class Converter:
         """A call that reads no input of the model: its result is a constant, computed if it is small."""
         types = self.types_of(node)
         contents: Any = None
-        if all(t.elements <= _FOLDED_ELEMENTS for t in types):
-            contents = _evaluate_on_cpu(node, self.resolve)
+        if all(t.elements <= FOLDED_ELEMENTS for t in types):
+            contents = evaluate_on_cpu(node, self.resolve)
         many = isinstance(node.meta["val"], tuple | list)
         parts = contents if many and contents is not None else [contents] * len(types)
         results = [Constant(t, c) for t, c in zip(types, parts, strict=False)]
@@ -318,7 +197,7 @@ class Converter:
                 f"expected: add that form to its rule in importers/torch_canonical.py"
             )
         if value not in self._materialized:
-            data = None if value.content is None else _numpy(value.content)
+            data = None if value.content is None else as_numpy(value.content)
             self._materialized[value] = self.builder.add_input(
                 f"constant_{len(self._materialized)}", value.type, "constant", data=data
             )
@@ -381,35 +260,6 @@ _LAYOUT_VIEWS = frozenset(
 _WRITABLE_VIEWS = frozenset({"aten.slice.Tensor", "aten.select.int", "aten.alias.default"})
 
 
-def find_rule(target: Any, table: Mapping[str, Any]) -> Any:
-    """The rule of an operator: of its overload, of its name, or of the same without in-place writing."""
-    name = str(target).rsplit(".", 1)[0]
-    found = table.get(str(target)) or table.get(name)
-    if found is None and name.endswith("_") and not name.endswith("__"):
-        found = table.get(name[:-1])
-    return found
-
-
-def _record_rule(target: Any) -> Any:
-    """For a custom operator outside aten: the record of its own name, operands in its order."""
-    namespace, _, name = str(target).partition(".")
-    record = name.split(".", 1)[0]
-    if namespace in ("aten", "prims") or record not in all_ops():
-        return None
-
-    def rule(call: Call) -> Any:
-        operands = [
-            call.converter.materialize(v, call.node)
-            for v in flat(call.args.values())
-            if is_tensor(v)
-        ]
-        attrs = {k: v for k, v in call.args.items() if isinstance(v, int | float | str | bool)}
-        results = call.emit(record, operands, attrs=attrs)
-        return results if isinstance(call.node.meta["val"], tuple | list) else results[0]
-
-    return rule
-
-
 def live_nodes(nodes: Sequence[Any]) -> set[Any]:
     """Nodes that the outputs or an in-place write need."""
     live: set[Any] = set()
@@ -421,58 +271,6 @@ def live_nodes(nodes: Sequence[Any]) -> set[Any]:
             live.add(node)
             live.update(node.all_input_nodes)
     return live
-
-
-def flat(values: Iterable[Any]) -> list[Any]:
-    """All leaves of nested lists."""
-    found: list[Any] = []
-    for value in values:
-        found.extend(flat(value) if isinstance(value, list | tuple) else [value])
-    return found
-
-
-@lru_cache(maxsize=4096)
-def _is_random(target: Any) -> bool:
-    import torch
-
-    return torch.Tag.nondeterministic_seeded in target.tags
-
-
-def _evaluate_on_cpu(node: Any, resolve: Any) -> Any:
-    """Runs a call on the contents of its constant arguments; None if one of them is not known."""
-
-    def content(argument: Any) -> Any:
-        if isinstance(argument, list | tuple):
-            return [content(a) for a in argument]
-        value = resolve(argument)
-        if isinstance(value, Constant):
-            if value.content is None:
-                raise LookupError
-            return value.content
-        return value
-
-    try:
-        args = [content(a) for a in node.args]
-        kwargs = {
-            k: content(v) for k, v in node.kwargs.items() if k not in ("device", "pin_memory")
-        }
-        if "device" in node.kwargs or str(node.target).startswith(("aten.zeros", "aten.ones")):
-            kwargs["device"] = "cpu"
-        return node.target(*args, **kwargs)
-    except (LookupError, RuntimeError, NotImplementedError, TypeError):
-        return None
-
-
-def _numpy(tensor: Any) -> Any:
-    import torch
-
-    if not isinstance(tensor, torch.Tensor):
-        return tensor
-    found = tensor.detach()
-    if found.dtype == torch.bfloat16:
-        found = found.float()
-    # A copy: a later in-place write must not reach what the graph has taken.
-    return found.numpy().copy()
 
 
 def _attribute(module: Any, path: str) -> Any:

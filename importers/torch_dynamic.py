@@ -6,7 +6,7 @@ from typing import Any
 
 from graph_ir.errors import DimensionError, OpboundError, did_you_mean
 from importers.imported_model import ImportOptions
-from importers.torch_convert import InputHint
+from importers.torch_call import InputHint
 
 
 def with_bound_dims(

@@ -8,7 +8,7 @@ from typing import Any
 
 from graph_ir.graph import Value
 from graph_ir.tensor_type import DType
-from importers.torch_convert import Call, Constant, is_tensor
+from importers.torch_call import Call, Constant, is_tensor
 
 Rule = Callable[[Call], Any]
 

@@ -10,8 +10,9 @@ from graph_ir.errors import OpboundError
 from graph_ir.graph import Graph, GraphBuilder, Value
 from graph_ir.tensor_type import DType
 from importers.imported_model import ImportedModel, ImportOptions
-from importers.torch_canonical import rules
-from importers.torch_convert import Constant, Converter, InputHint, Settings, find_rule
+from importers.torch_call import Constant, InputHint, Settings
+from importers.torch_canonical import find_rule, rules
+from importers.torch_convert import Converter
 from importers.torch_names import NodeNames
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from graph_ir.errors import DimensionError, ModelFileError, OpboundError
 from importers.imported_model import ImportedModel, ImportOptions
-from importers.torch_convert import InputHint
+from importers.torch_call import InputHint
 
 
 def import_torch(

@@ -12,8 +12,8 @@ from typing import Any
 
 from graph_ir.errors import UnknownOperatorError
 from graph_ir.graph import Value
-from graph_ir.tensor_type import DType, TensorType
-from importers.torch_convert import Call, is_tensor
+from graph_ir.tensor_type import TensorType
+from importers.torch_call import Call
 
 Rule = Callable[[Call], Any]
 
@@ -222,134 +222,6 @@ def _roll(call: Call) -> Value:
     return value
 
 
-def _pad(call: Call) -> Value:
-    """Constant padding is a pad; the other modes look up each padded axis by a constant index."""
-    mode = call["mode"] or "constant"
-    source, widths = call.value("self"), [int(w) for w in call["pad"]]
-    rank = len(source.type.shape)
-    sides = {rank - 1 - i: (widths[2 * i], widths[2 * i + 1]) for i in range(len(widths) // 2)}
-    if source.type.shape == call.type.shape:
-        return source
-    if mode == "constant":
-        before = tuple(sides.get(i, (0, 0))[0] for i in range(rank))
-        return call.one("pad", [source], before=before, value=call["value"] or 0)
-    for axis, (before_, after) in sorted(sides.items()):
-        if not before_ and not after:
-            continue
-        size = source.type.shape[axis]
-        shape = (*source.type.shape[:axis], size + before_ + after, *source.type.shape[axis + 1 :])
-        index = call.constant(_padded_index(size, before_, after, mode), DType.INT64)
-        (source,) = call.emit(
-            "gather", [source, index], [source.type.with_shape(shape)], {"axis": axis}
-        )
-    return source
-
-
-def _padded_index(size: int, before: int, after: int, mode: str) -> Any:
-    """Which element each position of a padded axis repeats."""
-    import numpy as np
-
-    names = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-    return np.pad(np.arange(size), (before, after), mode=names[mode])  # type: ignore[call-overload]
-
-
-def _triangle(keep_lower: bool) -> Rule:
-    """`tril` and `triu`: a choice between the tensor and zero by a constant mask."""
-
-    def rule(call: Call) -> Value:
-        import numpy as np
-
-        ones = np.ones(call.type.shape[-2:], dtype=bool)
-        offset = int(call["diagonal"] or 0)
-        mask = np.tril(ones, offset) if keep_lower else np.triu(ones, offset)
-        chosen = call.constant(mask, DType.BOOL)
-        return call.one("where", [chosen, call.value("self"), call.number(0, call.type.dtype)])
-
-    return rule
-
-
-def _scatter_slice(call: Call) -> Value:
-    """`slice_scatter`, `select_scatter`: an in-place write in its functional form."""
-    source, update = call.value("self"), call.value("src")
-    axis = call.axis("dim", len(source.type.shape), 0)
-    size = source.type.shape[axis]
-    if call["index"] is not None:
-        start, step = int(call["index"]) % size, 1
-        update = as_shape(
-            call, update, (*source.type.shape[:axis], 1, *source.type.shape[axis + 1 :])
-        )
-    else:
-        start, _, step = slice(call["start"], call["end"], call["step"] or 1).indices(size)
-    if update.type.shape == source.type.shape:
-        return update
-    return call.one("slice_update", [source, update], axis=axis, start=start, step=step)
-
-
-def _gather(table: str, index: str, axis: str | None) -> Rule:
-    def rule(call: Call) -> Value:
-        source, picks = call.value(table), call.value(index)
-        where = call.axis(axis, len(source.type.shape), 0) if axis else 0
-        return call.one("gather", [source, picks], axis=where)
-
-    return rule
-
-
-def _index(call: Call) -> Value:
-    """Advanced indexing: one index tensor is a lookup along its axis, several read single elements."""
-    source, indices = call.value("self"), call["indices"]
-    given = [(i, v) for i, v in enumerate(indices) if is_tensor(v)]
-    values = [call.converter.materialize(v, call.node) for _, v in given]
-    if len(given) == 1 and values[0].type.dtype is not DType.BOOL:
-        return call.one("gather", [source, values[0]], axis=given[0][0])
-    return call.one("gather_nd", [source, *values])
-
-
-def _elements(record: str) -> Rule:
-    """`gather` and `scatter`: one index per element of the result or of the updates."""
-
-    def rule(call: Call) -> Value:
-        operands = call.values(["self", "index", "src"])
-        return call.one(record, operands, axis=call.axis("dim", len(operands[0].type.shape), 0))
-
-    return rule
-
-
-def _scatter_data(call: Call) -> Value:
-    operands = call.values(["self", "index", "source", "tensor", "values"])
-    for listed in ("indices",):
-        if call[listed] is not None:
-            operands[1:1] = [
-                call.converter.materialize(v, call.node) for v in call[listed] if is_tensor(v)
-            ]
-    return call.one("scatter_nd", operands)
-
-
-def _histogram(call: Call) -> Value:
-    return call.one("histogram", [call.value("self")])
-
-
-def _interpolate(call: Call) -> Value:
-    """Resampling; the operator's name says how (upsample_bicubic2d)."""
-    name = str(call.node.target)
-    mode = "nearest" if "nearest" in name else "cubic" if "cubic" in name else "linear"
-    return call.one("interpolate", call.values(["input", "self"])[:1], mode=mode)
-
-
-def _sample(call: Call) -> Value:
-    """`grid_sample`: bilinear (0), nearest (1) or bicubic (2) at given positions."""
-    mode = ("linear", "nearest", "cubic")[int(call["interpolation_mode"] or 0)]
-    return call.one("interpolate", [call.value("input"), call.value("grid")], mode=mode)
-
-
-_UPSAMPLES = (
-    "nearest1d",
-    "nearest2d",
-    "nearest3d",
-    "linear1d",
-    "bilinear2d",
-    "trilinear3d",
-    "bicubic2d",
-)
 _VIEWS = (
     "view",
     "reshape",
@@ -391,29 +263,5 @@ RULES: Mapping[str, Rule] = {
     "aten.repeat_interleave": _repeat_interleave,
     "aten.roll": _roll,
     "aten.flip": lambda call: call.one("flip", [call.value("self")], axes=tuple(call["dims"])),
-    **{f"aten.upsample_{kind}": _interpolate for kind in _UPSAMPLES},
-    **{f"aten._upsample_{kind}_aa": _interpolate for kind in ("bilinear2d", "bicubic2d")},
-    "aten.grid_sampler": _sample,
-    "aten.grid_sampler_2d": _sample,
-    "aten.grid_sampler_3d": _sample,
-    "aten.pad": _pad,
-    "aten.constant_pad_nd": _pad,
-    "aten.tril": _triangle(keep_lower=True),
-    "aten.triu": _triangle(keep_lower=False),
-    "aten.embedding": _gather("weight", "indices", None),
-    "aten.index_select": _gather("self", "index", "dim"),
-    "aten.index": _index,
-    "aten.gather": _elements("gather_elements"),
-    "aten.take_along_dim": _elements("gather_elements"),
-    "aten.scatter": _elements("scatter_elements"),
-    "aten.scatter_add": _elements("scatter_elements"),
-    "aten.scatter_reduce": _elements("scatter_elements"),
-    "aten.slice_scatter": _scatter_slice,
-    "aten.select_scatter": _scatter_slice,
-    "aten.index_put": _scatter_data,
-    "aten.index_add": _scatter_data,
-    "aten.index_copy": _scatter_data,
-    "aten.histc": _histogram,
-    "aten.bincount": _histogram,
 }
 """Rules by aten name."""

@@ -8,8 +8,8 @@ from typing import Any
 from graph_ir.errors import UnknownOperatorError
 from graph_ir.graph import Value
 from graph_ir.tensor_type import DType, TensorType
+from importers.torch_call import Call, is_tensor
 from importers.torch_contraction import per_dim
-from importers.torch_convert import Call, is_tensor
 from importers.torch_movement import as_shape
 
 Rule = Callable[[Call], Any]

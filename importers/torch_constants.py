@@ -1,0 +1,57 @@
+"""Constants of a traced program: what depends on no input is computed once, on the CPU."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from importers.torch_call import Constant
+
+FOLDED_ELEMENTS = 1 << 20
+"""Largest constant whose content is computed; of a larger one only the type is known."""
+
+
+@lru_cache(maxsize=4096)
+def is_random(target: Any) -> bool:
+    """Whether an operator draws random numbers, so that its result is no constant."""
+    import torch
+
+    return torch.Tag.nondeterministic_seeded in target.tags
+
+
+def evaluate_on_cpu(node: Any, resolve: Any) -> Any:
+    """Runs a call on the contents of its constant arguments; None if one of them is not known."""
+
+    def content(argument: Any) -> Any:
+        if isinstance(argument, list | tuple):
+            return [content(a) for a in argument]
+        value = resolve(argument)
+        if isinstance(value, Constant):
+            if value.content is None:
+                raise LookupError
+            return value.content
+        return value
+
+    try:
+        args = [content(a) for a in node.args]
+        kwargs = {
+            k: content(v) for k, v in node.kwargs.items() if k not in ("device", "pin_memory")
+        }
+        if "device" in node.kwargs or str(node.target).startswith(("aten.zeros", "aten.ones")):
+            kwargs["device"] = "cpu"
+        return node.target(*args, **kwargs)
+    except (LookupError, RuntimeError, NotImplementedError, TypeError):
+        return None
+
+
+def as_numpy(tensor: Any) -> Any:
+    """A copy of a constant's content; numpy has no bfloat16, which becomes float32."""
+    import torch
+
+    if not isinstance(tensor, torch.Tensor):
+        return tensor
+    found = tensor.detach()
+    if found.dtype == torch.bfloat16:
+        found = found.float()
+    # A copy: a later in-place write must not reach what the graph has taken.
+    return found.numpy().copy()
