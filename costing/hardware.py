@@ -196,6 +196,11 @@ class Launch:
     hidden: bool
     """Whether launches are recorded once and replayed (CUDA graphs, ahead-of-time programs)."""
 
+    @property
+    def least_s(self) -> float:
+        """The shortest time from one kernel to the next, however little it does."""
+        return self.device_latency_s if self.hidden else max(self.device_latency_s, self.host_s)
+
 
 @dataclass(frozen=True)
 class Hardware:

@@ -109,7 +109,9 @@ def node_cost(hardware: Hardware, node: Node) -> OpCost:
         return _collective(hardware, node)
     if node.op in ("attention", "attention_backward"):
         return _attention(hardware, node)
-    product = node.equation.gemm if engine == MATRIX else None
+    # A product of a matrix and a vector has no reuse for a matrix engine, but the tiles of its kernel
+    # decide how many processors draw from memory, so it is priced as a GEMM of one row too.
+    product = node.equation.gemm if definition.kind == "contraction" else None
     if product is None:
         kind = MATRIX if engine == MATRIX else VECTOR
         return streaming_cost(
@@ -145,8 +147,11 @@ def _outer_bytes(nodes: Sequence[Node], inner: frozenset[Value]) -> list[tuple[i
 
 
 def _is_tiled(node: Node) -> bool:
+    if node.definition.is_view(node):
+        return False
     kind = node.definition.kind
-    return kind == "attention" or node.definition.engine_of(node) in (MATRIX, "network")
+    product = kind == "contraction" and node.equation.gemm is not None
+    return product or kind in ("attention", "collective")
 
 
 def _executed(node: Node) -> float:
