@@ -69,7 +69,13 @@ class _Analysis:
         memory = step.memory_by_kind_bytes
         events = timeline_events(step.cost)
         return self._report(
-            imported, step.rows(), times, memory, step.model_flops, events, step.time_without
+            replace(imported, graph=step.forward),
+            step.rows(),
+            times,
+            memory,
+            step.model_flops,
+            events,
+            step.time_without,
         )
 
     def generation(self) -> Report:
@@ -88,7 +94,7 @@ class _Analysis:
         last["kv_cache"] = round(last["kv_cache"] * (prompt + new) / (past + 1))
         note = f"the {new} decode steps are priced with {past} tokens in the KV cache, their mean"
         return self._report(
-            replace(imported, notes=(*imported.notes, note)),
+            replace(imported, graph=prefill.forward, notes=(*imported.notes, note)),
             [*prefill.rows(phase="prefill"), *decode.rows(new, "decode")],
             times,
             max(prefill.memory_by_kind_bytes, last, key=lambda kinds: sum(kinds.values())),

@@ -40,10 +40,7 @@ def costed_node(
         engine=cost.engine,
         utilization=cost.utilization,
         terms_s=dict(cost.terms),
-        instances=tuple(
-            Instance(name, module)
-            for name, module in zip(node.instances, node.instance_modules, strict=True)
-        ),
+        instances=tuple(map(Instance, node.instances, node.instance_modules)),
     )
 
 

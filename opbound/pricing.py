@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class PricedStep:
     """A step, priced."""
 
+    forward: Graph
+    """The folded forward graph of one micro-batch, before it is split."""
     cost: StepCost
     microbatches: int
     model_flops: int
@@ -80,11 +82,14 @@ def price_step(
     """
     from costing.schedule import Schedule
     from costing.step import step_cost
+    from graph_ir.fold import fold
     from partitioner.mesh import Mesh
     from partitioner.partition import partition
     from partitioner.strategy import Strategy
 
-    graph = _step_graph(forward, options, progress)
+    progress("finding repeated layers")
+    folded = fold(forward)
+    graph = _step_graph(folded, options, progress)
     progress("splitting the model over the devices")
     strategy = Strategy(Mesh(dict(options.parallel)), options.sequence_parallel, options.zero)
     partitioned = partition(graph, strategy, lambda node: pricer.cost(node).time_s)
@@ -103,22 +108,18 @@ def price_step(
             node_pricer,
         )
 
-    return PricedStep(price(pricer), runs, _needed_flops(graph) * runs, pricer, price)
+    return PricedStep(folded, price(pricer), runs, _needed_flops(graph) * runs, pricer, price)
 
 
 def _step_graph(forward: Graph, options: Options, progress: Callable[[str], None]) -> Graph:
-    """The folded graph of one micro-batch: in training with backward pass and update."""
-    from graph_ir.fold import fold
-
-    progress("finding repeated layers")
-    graph = fold(forward)
+    """The graph of one micro-batch: in training with backward pass and update."""
     if options.mode != "training":
-        return graph
+        return forward
     from graph_ir.training import training_graph
 
     progress("deriving the backward pass")
     optimizer = options.optimizer or "adamw"
-    return training_graph(graph, optimizer=optimizer, recompute=options.recompute)
+    return training_graph(forward, optimizer=optimizer, recompute=options.recompute)
 
 
 def _kernels_of(execution: str) -> Callable[[Graph], list[list[Node]]]:

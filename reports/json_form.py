@@ -9,7 +9,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from graph_ir.errors import OpboundError
-from reports.report import SCHEMA_VERSION, Record, Report
+from reports.report import SCHEMA_VERSION, Instance, Record, Report
 
 SCHEMA_PATH = Path(__file__).with_name("report.schema.json")
 """The published JSON Schema of a report."""
@@ -26,6 +26,8 @@ def to_plain(value: Any) -> Any:
             for key in value
             if not (key in _OPTIONAL_KEYS and value[key] is None)
         }
+    if isinstance(value, Instance):
+        return value._asdict()
     if isinstance(value, Mapping):
         return {str(key): to_plain(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):
@@ -91,7 +93,7 @@ def _read(kind: Any, plain: Any, where: str) -> Any:
         _expect(isinstance(plain, dict), "an object", where)
         inner = get_args(kind)[1]
         return {key: _read(inner, entry, f"{where}.{key}") for key, entry in plain.items()}
-    if isinstance(kind, type) and issubclass(kind, Record):
+    if isinstance(kind, type) and issubclass(kind, Record | Instance):
         return _read_record(kind, plain, where)
     if kind is float:
         _expect(isinstance(plain, int | float) and not isinstance(plain, bool), "a number", where)
@@ -102,7 +104,7 @@ def _read(kind: Any, plain: Any, where: str) -> Any:
     return plain
 
 
-def _read_record(kind: type[Record], plain: Any, where: str) -> Record:
+def _read_record(kind: type[Record | Instance], plain: Any, where: str) -> Record | Instance:
     _expect(isinstance(plain, dict), "an object", where)
     hints = _hints(kind)
     # A newer minor version may say more: keys that this version does not know are passed over.

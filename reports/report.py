@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -126,9 +126,8 @@ class Coverage(Record):
     bytes: float
 
 
-@dataclass(frozen=True, slots=True)
-class Instance(Record):
-    """One node behind a group."""
+class Instance(NamedTuple):
+    """One node behind a group. A tuple, because a report may hold a hundred thousand of them."""
 
     name: str
     module: str
