@@ -14,7 +14,7 @@ from typing import Any
 from graph_ir.errors import OpboundError
 from importers.hf_inputs import TraceCase, causal_mask, tokens
 from importers.imported_model import ImportOptions
-from importers.torch_convert import InputHint
+from importers.torch_call import InputHint
 
 _CACHE_DIMS = ("batch", None, "cache", None)
 
@@ -42,16 +42,17 @@ def generation_case(
     own_past = (past - min(prompt, past) if encoder else past) if decoding else 0
     new = 1 if decoding or encoder else prompt
     wrapper, cross_wrapper = _step_classes()
-    layers = _layer_count(model)
-    caches = (
-        [_cache_tensor(model, batch, own_past + new) for _ in range(2 * layers)] if decoding else []
-    )
     mask = causal_mask(model, new, own_past + new).get("attention_mask")
     if not encoder:
-        step, args = wrapper(model), (tokens(batch, new), mask, *caches)
+        step = wrapper(model)
+        caches = cache_shapes(step, (tokens(1, 1), None)) if decoding else []
+        args = (tokens(batch, new), mask, *_caches(model, caches, batch, own_past + new))
     elif decoding:
-        cross = [_cache_tensor(model, batch, prompt) for _ in range(2 * layers)]
-        step, args = cross_wrapper(model, prompt), (None, tokens(batch, new), *caches, *cross)
+        step = cross_wrapper(model, prompt)
+        caches = cache_shapes(step, (tokens(1, 1), tokens(1, 1)))
+        own, cross = caches[: len(caches) // 2], caches[len(caches) // 2 :]
+        kv = [*_caches(model, own, batch, own_past + new), *_caches(model, cross, batch, prompt)]
+        args = (None, tokens(batch, new), *kv)
     else:
         step, args = cross_wrapper(model, prompt), (tokens(batch, prompt), tokens(batch, new))
     if decoding:
@@ -79,18 +80,38 @@ def _layer_count(model: Any) -> int:
     return int(getattr(config, "num_decoder_layers", None) or config.num_hidden_layers)
 
 
-def _cache_tensor(model: Any, batch: int, length: int) -> Any:
-    """Keys or values of one layer, [batch, kv heads, length, head dim]."""
+def cache_shapes(step: Any, args: tuple[Any, ...]) -> list[tuple[int, ...]]:
+    """Shapes of the caches that one token leaves behind, from running the model on the meta device.
+
+    They are [1, heads, 1, width], as the model has them: keys and values may differ, and so may layers.
+
+    Raises:
+        OpboundError: the model keeps no plain key-value cache.
+    """
     import torch
 
-    config = model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = (
-        getattr(config, "head_dim", None)
-        or getattr(config, "d_kv", None)
-        or config.hidden_size // config.num_attention_heads
-    )
-    return torch.zeros(batch, heads, length, width, dtype=model.dtype, device="meta")
+    name = type(step.model).__name__
+    try:
+        with torch.no_grad():
+            _, *caches = step(*args)
+    except Exception as error:  # the model's own code runs here and may raise anything
+        raise OpboundError(
+            f"{name} does not run on a key-value cache of opbound's kind ({type(error).__name__}); "
+            f"decode steps of such models cannot be imported yet: use inference mode"
+        ) from error
+    if any(c is None or c.ndim != 4 or c.shape[2] != 1 for c in caches):
+        raise OpboundError(f"{name} keeps no plain key-value cache: use inference mode")
+    return [tuple(c.shape) for c in caches]
+
+
+def _caches(model: Any, shapes: list[tuple[int, ...]], batch: int, length: int) -> list[Any]:
+    """Cache tensors [batch, heads, length, width]."""
+    import torch
+
+    return [
+        torch.zeros(batch, heads, length, width, dtype=model.dtype, device="meta")
+        for _, heads, _, width in shapes
+    ]
 
 
 @lru_cache(maxsize=1)

@@ -154,21 +154,23 @@ def build_model(config: ModelConfig, dtype: str = DEFAULT_DTYPE) -> Any:
 
 
 def _instantiate(model_class: Any, hf_config: Any, dtype: Any, content: Mapping[str, Any]) -> Any:
+    """Builds the model with the first kind of attention that the architecture has."""
     wanted = str(content.get("_attn_implementation", "sdpa"))
+    kinds = [wanted] if wanted != "sdpa" else ["sdpa", "eager"]
+    if wanted == "sdpa" and not _needs_mask(hf_config):
+        kinds.insert(0, register_maskless_sdpa())
     extra = {}
     if "_experts_implementation" in content:
         extra["experts_implementation"] = content["_experts_implementation"]
-    if wanted == "sdpa" and not _needs_mask(hf_config):
-        wanted = register_maskless_sdpa()
-    try:
-        return model_class._from_config(hf_config, dtype=dtype, attn_implementation=wanted, **extra)
-    except ValueError:
-        # The architecture has no fused attention, only its own decomposed one.
-        if wanted == "eager":
-            raise
-        return model_class._from_config(
-            hf_config, dtype=dtype, attn_implementation="eager", **extra
-        )
+    for kind in kinds:
+        try:
+            return model_class._from_config(
+                hf_config, dtype=dtype, attn_implementation=kind, **extra
+            )
+        except (ValueError, KeyError):
+            if kind == kinds[-1]:
+                raise
+    raise OpboundError(f"{model_class.__name__} has no attention of kind {wanted!r}")
 
 
 def register_maskless_sdpa() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,10 +25,13 @@ def export_module(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *
     """
     import torch
 
+    logging_before = logging.root.manager.disable
     fast_path = torch.backends.mha.get_fastpath_enabled()
     # The fast path of nn.MultiheadAttention is one opaque operator.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
+        # A failure is told in one line below; torch would also log its own traceback.
+        logging.disable(logging.ERROR)
         with warnings.catch_warnings():
             # They are about how the program would run or be saved, which it never is.
             warnings.simplefilter("ignore")
@@ -40,6 +44,7 @@ def export_module(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+        logging.disable(logging_before)
 
 
 def first_line(error: BaseException) -> str:
