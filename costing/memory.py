@@ -167,7 +167,7 @@ class _Walk:
         for block in self.graph.blocks:
             for carry in block.carries:
                 uses[self._find(carry.initial)].append(block.start)
-        ends = len(self.graph.nodes) + 1
+        ends = max(len(self.graph.nodes), 1) + 1
         alive = np.zeros(ends)
         forward = np.zeros(ends)
         saved = 0

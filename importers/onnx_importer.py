@@ -98,7 +98,18 @@ def _build(resolver: Resolver, model: ModelProto, name: str, options: ImportOpti
     for node in resolver.nodes:
         resolver.place = node.label
         _translate(emitter, node, options)
-    return builder.build(emitter.operand(v) for v in outputs if v.sequence is None)
+    results = []
+    for value in outputs:
+        if value.sequence is None:
+            # A weight that is only handed out is none that can be trained.
+            result = emitter.operand(value, "constant")
+            results.append(result if result.kind == "intermediate" else _copied(builder, result))
+    return builder.build(results)
+
+
+def _copied(builder: GraphBuilder, value: Value) -> Value:
+    """A result that is an input or a weight is copied into a buffer of its own."""
+    return builder.emit("copy", [value], [value.type], name=f"{value.name}.copy")[0]
 
 
 def _translate(emitter: Emitter, node: OnnxNode, options: ImportOptions) -> None:

@@ -99,21 +99,32 @@ def infer_types(
     """
     from onnx import checker, defs
 
+    newest = defs.get_schema(node.op_type, domain=schema.domain)
+    failure: Exception | None = None
     try:
-        return _infer(node, schema, [v and v.type for v in inputs], inputs, opsets)
+        found = _infer(node, schema, [v and v.type for v in inputs], inputs, opsets)
+        # The first versions of many operators were published without shape inference.
+        if all(t and t[1] is not None for t in found[:1]) or newest == schema:
+            return found
     except checker.ValidationError as error:
         failure = error
-    newest = defs.get_schema(node.op_type, domain=schema.domain)
-    for reader, stand_in in ((schema, False), (newest, False), (newest, True)):
+    readers = [(newest, False), (newest, True)]
+    for reader, stand_in in [(schema, False), *readers] if failure else readers:
         types = [v and (_as_float(v.type) if stand_in else v.type) for v in inputs]
         try:
             found = _infer(_fitted(node, reader), reader, types, inputs, opsets)
         except checker.ValidationError:
             continue
+        except ModelFileError:
+            if failure is None:
+                continue
+            raise
         first = next((v for v in inputs if v is not None), None)
         if stand_in and first is not None:
             found = [(first.dtype, t[1]) if t and t[0] is DType.FLOAT32 else t for t in found]
         return [*found, *[None] * (len(node.output) - len(found))]
+    if failure is None:
+        return found
     raise ModelFileError(f"{node_label(node)} is invalid: {_reason(failure)}")
 
 

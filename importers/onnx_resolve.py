@@ -121,7 +121,7 @@ class Resolver:
 
     def visit(self, node: NodeProto, scope: Scope) -> None:
         """Resolves one node: computes it, expands it, or appends it to `nodes`."""
-        domain = canonical_domain(node.domain)
+        domain = self._domain_of(node, scope)
         function = self.functions.get((domain, node.op_type))
         if function is not None:
             self._call(node, function, scope)
@@ -135,6 +135,15 @@ class Resolver:
         if domain == "" and self._known_result(node, resolved, scope):
             return
         self.append(node, resolved, scope)
+
+    def _domain_of(self, node: NodeProto, scope: Scope) -> str:
+        """The node's domain; onnxruntime's operators are found without theirs, as it does itself."""
+        domain = canonical_domain(node.domain)
+        if domain or self.has_rule("", node.op_type, 1):
+            return domain
+        foreign = self.has_rule("com.microsoft", node.op_type, 1)
+        known = onnx_infer.schema_of("", node.op_type, scope.opsets.get("", 1)) is not None
+        return "com.microsoft" if foreign and not known else domain
 
     def _describe(
         self,

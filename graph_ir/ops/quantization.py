@@ -125,7 +125,37 @@ def _scales_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
     return [grads[0], *[None] * (len(node.inputs) - 1)]
 
 
+def _threshold_equation(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
+    """`... c ..., c t -> ... c ...`: every element meets all thresholds of its channel."""
+    shape, table = inputs[0].shape, inputs[1].shape
+    axis = attrs.get("axis", 1) % max(len(shape), 1)
+    dims: tuple[Dim, ...] = tuple((f"i{i}",) for i in range(len(shape)))
+    sizes = {f"i{i}": n for i, n in enumerate(shape)} | {"t": table[-1]}
+    channel: Dim = dims[axis] if table[0] == shape[axis] and table[0] > 1 else ()
+    return Equation((dims, (channel, ("t",))), (dims,), sizes, frozenset({"t"}), None)
+
+
+def _threshold_flops(node: Node) -> int:
+    """A comparison and a sum per element and threshold."""
+    return 2 * node.inputs[0].type.elements * node.inputs[1].type.shape[-1]
+
+
+def _count_thresholds(node: Node, x: Array, table: Array) -> Array:
+    axis = node.attrs.get("axis", 1) % x.ndim
+    last = np.moveaxis(x, axis, -1)
+    count = (last[..., None] >= table).sum(axis=-1)
+    return np.asarray(np.moveaxis(count, -1, axis), dtype=x.dtype)
+
+
 register(
+    # Blott et al. 2018 (FINN-R, arXiv 1809.04570), section 4.2.1: activations as counted thresholds.
+    OpDef(
+        "count_thresholds",
+        "elementwise",
+        _threshold_equation,
+        flops=_threshold_flops,
+        evaluate=_count_thresholds,
+    ),
     # Quotient, rounding, shift, two limits.
     OpDef(
         "quantize",

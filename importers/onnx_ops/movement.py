@@ -264,6 +264,16 @@ def _crop_types(node: OnnxNode) -> Sequence[TensorType | None]:
     return [x.with_shape((*x.shape[:-2], height, width))]
 
 
+def _pad_types(node: OnnxNode) -> Sequence[TensorType | None]:
+    """Before opset 11 the pads were an attribute, in opset 1 under another name."""
+    x = required(node, 0).type
+    pads = node.attributes.get("pads") or node.attributes.get("paddings")
+    if pads is None or len(pads) != 2 * len(x.shape):
+        return [None]
+    rank = len(x.shape)
+    return [x.with_shape(tuple(n + pads[i] + pads[rank + i] for i, n in enumerate(x.shape)))]
+
+
 def _upsample_types(node: OnnxNode) -> Sequence[TensorType | None]:
     x = required(node, 0).type
     scales = node.attributes.get("scales")
@@ -279,5 +289,6 @@ def _upsample_types(node: OnnxNode) -> Sequence[TensorType | None]:
 
 TYPE_RULES: Mapping[tuple[str, str], Callable[[OnnxNode], Sequence[Any]]] = {
     ("", "Crop"): _crop_types,
+    ("", "Pad"): _pad_types,
     ("", "Upsample"): _upsample_types,
 }
