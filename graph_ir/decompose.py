@@ -25,7 +25,7 @@ class DecompositionBuilder:
         self,
         op: str,
         inputs: Sequence[Value],
-        type: TensorType,
+        result: TensorType,
         attrs: Mapping[str, Any] | None = None,
     ) -> Value:
         """Emits one node in place of the original."""
@@ -33,7 +33,7 @@ class DecompositionBuilder:
         (value,) = self._builder.emit(
             op,
             inputs,
-            [type],
+            [result],
             attrs,
             name=f"{node.name}.{op}",
             module=node.module,

@@ -7,6 +7,7 @@ the copy before it produced. No name is looked at, so the layers of an ONNX file
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -92,9 +93,9 @@ class _Folder:
             positions[self.signature[i]].append(i)
         votes: Counter[int] = Counter()
         for places in positions.values():
-            for a, b in zip(places, places[1:], strict=False):
+            for a, b in itertools.pairwise(places):
                 votes[b - a] += 1
-            steps = {b - a for a, b in zip(places, places[1:], strict=False)}
+            steps = {b - a for a, b in itertools.pairwise(places)}
             # An operator that occurs several times per layer repeats at the sum of its distances.
             if 1 < len(steps) <= 16 and len(places) > 4:
                 for width in range(2, min(len(places) // 2, 16)):
@@ -207,9 +208,7 @@ class _Folder:
                 return False
             if value in self.returned:
                 return False
-        if wiring.stacked.setdefault(values[0], id(values[1])) != id(values[1]):
-            return False
-        return True
+        return wiring.stacked.setdefault(values[0], id(values[1])) == id(values[1])
 
     def _outputs_stay(self, run: _Run, wiring: _Wiring) -> bool:
         """What a copy produces is read by itself and the next copy; the last one's by anyone."""

@@ -72,6 +72,11 @@ class Node:
     """Name of the forward node that this node was derived from; empty for a forward node."""
 
     @property
+    def during(self) -> str:
+        """The pass the node runs in: its phase, or, of a collective, the pass that waits for it."""
+        return str(self.attrs.get("during", self.phase))
+
+    @property
     def definition(self) -> OpDef:
         """The operator's record."""
         return op_def(self.op)
@@ -194,11 +199,11 @@ class Graph:
         """The carry behind each value of kind 'carried'."""
         return {c.argument: c for b in self.blocks for c in b.carries}
 
-    def networkx(self) -> networkx.MultiDiGraph:
+    def networkx(self) -> networkx.MultiDiGraph[Node]:
         """A networkx view: nodes are this graph's nodes, edges carry the value that flows."""
         import networkx
 
-        view = networkx.MultiDiGraph()
+        view: networkx.MultiDiGraph[Node] = networkx.MultiDiGraph()
         view.add_nodes_from(self.nodes)
         for value, readers in self.users.items():
             carry = self.carries.get(value)
@@ -255,7 +260,7 @@ class GraphBuilder:
     def add_input(
         self,
         name: str,
-        type: TensorType,
+        type: TensorType,  # noqa: A002  (the field's name in Value)
         kind: ValueKind = "input",
         *,
         count: int = 1,
@@ -296,8 +301,8 @@ class GraphBuilder:
             [node_name] if len(outputs) == 1 else [f"{node_name}.{i}" for i in range(len(outputs))]
         )
         results = tuple(
-            Value(self.unique(label) if label != node_name else label, type, count=count, role=role)
-            for label, type in zip(labels, outputs, strict=True)
+            Value(self.unique(label) if label != node_name else label, made, count=count, role=role)
+            for label, made in zip(labels, outputs, strict=True)
         )
         self.nodes.append(
             Node(

@@ -22,8 +22,10 @@ class Optimizer:
 
 
 def _adamw_state(parameter: DType) -> tuple[tuple[str, DType], ...]:
-    """Two moments in fp32, and a master copy of parameters narrower than that (mixed precision,
-    Micikevicius et al. 2018, arXiv 1710.03740)."""
+    """Two moments in fp32, and a master copy of narrower parameters.
+
+    Source: mixed precision, Micikevicius et al. 2018, arXiv 1710.03740, section 3.1.
+    """
     moments = (("exp_avg", DType.FLOAT32), ("exp_avg_sq", DType.FLOAT32))
     return moments if parameter.bits >= 32 else (*moments, ("master", DType.FLOAT32))
 

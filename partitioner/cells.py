@@ -6,7 +6,8 @@ recompute, optimizer, communication) belongs to the cell of the forward node tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from graph_ir.graph import Block, Graph, Node, Value
@@ -39,7 +40,7 @@ class Cells:
         by_block: dict[Block, Group] = {}
         cell = 0
         for node in graph.nodes:
-            if not runs_forward(node):
+            if node.during != "forward":
                 continue
             block = graph.block_of.get(node)
             group = by_block.get(block) if block is not None else None
@@ -71,7 +72,7 @@ class Cells:
         """Values that depend on no data and no weight: every stage computes them for itself."""
         found = {v for v in self.graph.inputs if v.kind in ("buffer", "constant")}
         for node in self.graph.nodes:
-            if runs_forward(node) and node.phase == "forward" and found.issuperset(node.inputs):
+            if node.during == node.phase == "forward" and found.issuperset(node.inputs):
                 found.update(node.outputs)
         return found
 
@@ -83,12 +84,12 @@ class Cells:
         last_read: dict[Value, int] = {}
         free = self.data_free()
         for node in self.graph.nodes:
-            if runs_forward(node):
+            if node.during == "forward":
                 for value in node.inputs:
                     last_read[value] = self.group_of[node].first_cell
         crossing = [0] * (self.count + 1)
         for node in self.graph.nodes:
-            if not runs_forward(node):
+            if node.during != "forward":
                 continue
             group = self.group_of[node]
             for value in node.outputs:
@@ -96,19 +97,13 @@ class Cells:
                     continue
                 for cell in range(group.first_cell + group.count, last_read[value] + 1):
                     crossing[cell] += 1
-        found = set()
+        found: set[int] = set()
         for group in self.groups:
             if group.block is not None:
                 found.update(range(group.first_cell, group.first_cell + group.count + 1))
             elif crossing[group.first_cell] == 1:
                 found.add(group.first_cell)
         return sorted(c for c in found if 0 < c < self.count)
-
-
-def runs_forward(node: Node) -> bool:
-    """Whether a node belongs to the forward pass (a collective: whether its reader does)."""
-    attrs: Mapping[str, object] = node.attrs
-    return attrs.get("during", node.phase) == "forward"
 
 
 def balanced_cuts(seconds: list[float], borders: list[int], stages: int) -> list[int] | None:
@@ -125,7 +120,7 @@ def balanced_cuts(seconds: list[float], borders: list[int], stages: int) -> list
     if len(borders) < stages - 1:
         return None
     edges = [0, *borders, len(seconds)]
-    atoms = [sum(seconds[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    atoms = [sum(seconds[a:b]) for a, b in itertools.pairwise(edges)]
 
     def fill(limit: float) -> list[int]:
         """Fills stage by stage up to the limit, leaving an atom for each stage to come."""
@@ -142,7 +137,7 @@ def balanced_cuts(seconds: list[float], borders: list[int], stages: int) -> list
 
     def slowest(cuts: list[int]) -> float:
         bounds = [0, *cuts, len(seconds)]
-        return max(sum(seconds[a:b]) for a, b in zip(bounds, bounds[1:], strict=False))
+        return max(sum(seconds[a:b]) for a, b in itertools.pairwise(bounds))
 
     low, high = max(max(atoms), sum(atoms) / stages), sum(atoms)
     best = fill(high)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from graph_ir.errors import MeshError
 from graph_ir.graph import Block, Carry, Graph, Node, Value
 from graph_ir.partitioned import Stage
-from partitioner.cells import Cells, Group, balanced_cuts, runs_forward
+from partitioner.cells import Cells, Group, balanced_cuts
 from partitioner.mesh import MeshAxis
 
 NodeTime = Callable[[Node], float]
@@ -56,7 +57,7 @@ class Cutter:
         bounds = [0, *cuts, self.cells.count]
         held = [
             {g: h for g in self.cells.groups if (h := _held(g, low, high)).count}
-            for low, high in zip(bounds, bounds[1:], strict=False)
+            for low, high in itertools.pairwise(bounds)
         ]
         builders = [_StageBuilder(self, h) for h in held]
         wanted = [b.wanted() for b in builders]
@@ -107,12 +108,12 @@ class _StageBuilder:
         if block is None:
             return True
         held = self.held[self.cutter.cells.group_of[node]]
-        return held.last if runs_forward(node) else held.first
+        return held.last if node.during == "forward" else held.first
 
     def _holds_start(self, block: Block) -> bool:
         node = self.graph.nodes[block.start]
         held = self.held[self.cutter.cells.group_of[node]]
-        return held.first if runs_forward(node) else held.last
+        return held.first if node.during == "forward" else held.last
 
     def _available(self, value: Value, reader: Node) -> bool:
         producer = self.graph.producers.get(value)
@@ -123,7 +124,9 @@ class _StageBuilder:
         same = self.graph.block_of.get(producer) is self.graph.block_of.get(reader)
         # What a forward repetition saved is read by its own backward repetition.
         saved = (
-            runs_forward(producer) and not runs_forward(reader) and producer.count == reader.count
+            producer.during == "forward"
+            and reader.during != "forward"
+            and producer.count == reader.count
         )
         return same or saved or self._holds_end(producer)
 
@@ -136,7 +139,7 @@ class _StageBuilder:
             node = self.graph.nodes[block.start]
             if self.cutter.cells.group_of[node] not in self.held:
                 continue
-            during = "forward" if runs_forward(node) else "backward"
+            during = "forward" if node.during == "forward" else "backward"
             for carry in block.carries:
                 if not self._holds_start(block):
                     found.setdefault((carry.result, during))
@@ -145,12 +148,12 @@ class _StageBuilder:
         for node in self.kept:
             if node.phase == "optimizer":
                 continue
-            during = "forward" if runs_forward(node) else "backward"
+            during = "forward" if node.during == "forward" else "backward"
             for value in node.inputs:
                 if value.kind != "carried" and not self._available(value, node):
                     # A backward node reads what its own stage received in the forward pass.
                     producer = self.graph.producers[value]
-                    pass_ = "forward" if runs_forward(producer) else during
+                    pass_ = "forward" if producer.during == "forward" else during
                     found.setdefault((value, pass_))
         return [key for key in found if key[0] not in self.cutter.free]
 
@@ -178,7 +181,7 @@ class _StageBuilder:
             if body[0].phase == "optimizer":
                 optimizer += [self._local(n, rename, received) for n in body]
                 continue
-            if not turned and not runs_forward(body[0]):
+            if not turned and body[0].during != "forward":
                 turned = True
                 nodes += self._send(sends["forward"], rename, nodes, "forward")
                 nodes += self._receive(wanted, "backward", received)
@@ -218,7 +221,7 @@ class _StageBuilder:
         needed |= {c.initial for b in self.graph.blocks for c in b.carries if c.initial in free}
         nodes = []
         for node in reversed(self.graph.nodes):
-            if not runs_forward(node) or node in self.graph.block_of:
+            if node.during != "forward" or node in self.graph.block_of:
                 continue
             if free.issuperset(node.outputs) and needed.intersection(node.outputs):
                 needed.update(node.inputs)

@@ -193,7 +193,7 @@ class _Split:
         if has == wanted:
             return self._type(value, has)
         block = self.graph.block_of.get(reader)
-        during = reader.attrs.get("during", reader.phase)
+        during = reader.during
         key = (value, wanted, during, block)
         found = self.converted.get(key)
         if found is None:
@@ -250,7 +250,6 @@ class _Split:
         self, value: Value, source: Value, target: Value, wanted: Placement, near: Node
     ) -> Value:
         """A rank's own part of a value that it holds whole: a view, no communication."""
-        assert wanted.axis is not None
         result = replace(target, name=f"{value.name}.part", kind="intermediate", count=near.count)
         self.nodes.append(
             replace(
@@ -300,10 +299,9 @@ class _Split:
             n.phase == "forward" for n in self.graph.nodes if n.phase != "communication"
         )
         collected = any(value in block.collected for block in self.graph.blocks)
-        stays = self.plan.batch or collected or value.role or producer is None
-        if has.axis is None or stays or not inference:
+        stays = self.plan.batch or collected or value.role or not inference
+        if has.axis is None or producer is None or stays:
             return self._type(value, has)
-        assert producer is not None
         return self._convert(value, has, WHOLE, producer, producer.phase)
 
     def _outside(self, value: Value, wanted: Placement, near: Node) -> Value:
@@ -350,7 +348,7 @@ class _Split:
         if value in self.deferred or value not in self._read:
             return
         wanted = self._target(value)
-        during = node.attrs.get("during", node.phase)
+        during = node.during
         result = self._convert(value, placement, wanted, node, during)
         self.produced[value] = wanted
         self.local[value, wanted] = result

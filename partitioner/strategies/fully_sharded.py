@@ -109,7 +109,9 @@ class _Sharder:
         result: list[Node] = []
         phases: dict[str, list[Node]] = {}
         for node in body:
-            phases.setdefault("forward" if _runs_forward(node) else "backward", []).append(node)
+            phases.setdefault("forward" if node.during == "forward" else "backward", []).append(
+                node
+            )
         for during, nodes in phases.items():
             used = dict.fromkeys(v for n in nodes for v in n.inputs if v in self.graph.parameters)
             if not used:
@@ -158,7 +160,7 @@ class _Sharder:
         groups: dict[int, list[Node]] = {}
         for node in self.updates.values():
             groups.setdefault(node.count, []).append(node)
-        result = []
+        result: list[Node] = []
         for count, members in groups.items():
             made = [outputs[n.outputs[0]] for n in members]
             whole = [replace(n.outputs[0], name=f"{n.outputs[0].name}.whole") for n in members]
@@ -180,10 +182,6 @@ class _Sharder:
             )
             outputs.update({n.outputs[0]: w for n, w in zip(members, whole, strict=True)})
         return result
-
-
-def _runs_forward(node: Node) -> bool:
-    return node.attrs.get("during", node.phase) == "forward"
 
 
 def _slice_of(near: Node, whole: Value, part: Value) -> Node:

@@ -64,9 +64,11 @@ def inner_axes(graph: Graph, axes: LogicalAxes) -> list[Candidate]:
     found = []
     for axis in in_weights:
         candidate = Candidate(axis)
-        if all(_admits(axes, node, candidate, weights, data, table_bytes) for node in occurs[axis]):
-            if candidate.flops or candidate.contracts:
-                found.append(candidate)
+        admitted = all(
+            _admits(axes, node, candidate, weights, data, table_bytes) for node in occurs[axis]
+        )
+        if admitted and (candidate.flops or candidate.contracts):
+            found.append(candidate)
     return sorted(found, key=lambda c: (-c.flops, c.axis.index))
 
 
@@ -120,9 +122,9 @@ def _indices_from_data(graph: Graph) -> set[Value]:
     """Integer inputs and what is only a rearrangement of them."""
     found = {v for v in graph.inputs if v.kind == "input" and not v.type.dtype.is_float}
     for node in graph.nodes:
-        if node.definition.kind == "data_movement" or node.op in ("cast", "copy"):
-            if found.intersection(node.inputs):
-                found.update(node.outputs)
+        moves = node.definition.kind == "data_movement" or node.op in ("cast", "copy")
+        if moves and found.intersection(node.inputs):
+            found.update(node.outputs)
     return found
 
 
@@ -143,7 +145,7 @@ def choose(candidates: list[Candidate], parts: int) -> list[Candidate]:
 def _components(count: int, edges: dict[int, set[int]]) -> list[list[int]]:
     import networkx
 
-    graph = networkx.Graph()
+    graph: networkx.Graph[int] = networkx.Graph()
     graph.add_nodes_from(range(count))
     graph.add_edges_from((i, j) for i, others in edges.items() for j in others)
     return [sorted(c) for c in networkx.connected_components(graph)]
@@ -159,7 +161,7 @@ def _heaviest_independent(
     if len(members) <= EXACT_SEARCH_LIMIT:
         import networkx
 
-        allowed = networkx.Graph()
+        allowed: networkx.Graph[int] = networkx.Graph()
         for i in members:
             allowed.add_node(i, weight=weight[i] + 1)
         allowed.add_edges_from((i, j) for i, j in combinations(members, 2) if j not in conflicts[i])
