@@ -38,6 +38,8 @@ class Candidate:
     """A product with a weight results in it (column-parallel)."""
     contracts: bool = False
     """A product with a weight sums over it (row-parallel)."""
+    looks_up: bool = False
+    """Data picks rows of a large table along it (a vocabulary)."""
     nodes: set[Node] = field(default_factory=set)
     example: str = ""
 
@@ -67,7 +69,7 @@ def inner_axes(graph: Graph, axes: LogicalAxes) -> list[Candidate]:
         admitted = all(
             _admits(axes, node, candidate, weights, data, table_bytes) for node in occurs[axis]
         )
-        if admitted and (candidate.flops or candidate.contracts):
+        if admitted and (candidate.flops or candidate.looks_up):
             found.append(candidate)
     return sorted(found, key=lambda c: (-c.flops, c.axis.index))
 
@@ -97,7 +99,7 @@ def _admits(
             lookup = table in weights and rule.inputs[0] and index in data and large
             if not lookup and node.op != "nll_loss":
                 return False
-            candidate.contracts |= bool(lookup)
+            candidate.looks_up |= bool(lookup)
         elif node.definition.kind == "contraction" and split_weight:
             candidate.contracts = True
         elif not node.origin:
