@@ -148,8 +148,14 @@ class DimBinder:
             d for _, dims in raw for d in dims if isinstance(d, str) and not _ARITHMETIC.search(d)
         )
         sequence_dims = [d for d in names if d not in batch_dims and _is_sequence(d)]
+        past = [d for d in names if _PAST.search(d) and not _TOTAL.search(d)]
+        if options.mode == "decode" and not past:
+            raise DimensionError(
+                "the model has no KV cache among its inputs: export it with one "
+                f"(past_key_values), or use --mode inference ({_listed(names)})"
+            )
         if options.sequence is not None:
-            if not sequence_dims:
+            if not sequence_dims and options.mode != "decode":
                 raise DimensionError(
                     "--sequence does not apply: no input has a dynamic sequence dim "
                     f"({_listed(names)})"
@@ -157,10 +163,8 @@ class DimBinder:
             for name in sequence_dims:
                 self.bound.setdefault(name, options.sequence)
         if options.past_tokens is not None:
-            for name in names:
-                if _PAST.search(name) and not _TOTAL.search(name):
-                    self.bound.setdefault(name, options.past_tokens)
-        past = [d for d in names if _PAST.search(d) and not _TOTAL.search(d)]
+            for name in past:
+                self.bound.setdefault(name, options.past_tokens)
         for name in names:
             if _TOTAL.search(name) and name not in self._given and name.isidentifier():
                 parts = [self.bound.get(d, self._given.get(d)) for d in (sequence_dims + past)[:2]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ def import_onnx(path: str | Path, options: ImportOptions) -> ImportedModel:
     """
     path = Path(path)
     file = read_onnx(path)
-    binder = DimBinder(options)
+    binder = DimBinder(_step(options))
     resolver = Resolver(file.model, binder, _has_rule, TYPE_RULES)
     try:
         graph = _build(resolver, file.model, path.stem, options)
@@ -81,6 +82,15 @@ def import_onnx(path: str | Path, options: ImportOptions) -> ImportedModel:
         batch=options.batch or batch,
         sequence=options.sequence or sequence,
     )
+
+
+def _step(options: ImportOptions) -> ImportOptions:
+    """A prefill starts with an empty cache; a decode step adds one token, whatever the prompt was."""
+    if options.mode == "prefill":
+        return replace(options, past_tokens=options.past_tokens or 0)
+    if options.mode == "decode":
+        return replace(options, sequence=1)
+    return options
 
 
 def _has_rule(domain: str, op_type: str, results: int) -> bool:

@@ -167,6 +167,7 @@ class Resolver:
             [],
             module_of(node) or scope.module,
             self.count,
+            len(node.output),
         )
 
     def _known_result(self, node: NodeProto, resolved: OnnxNode, scope: Scope) -> bool:

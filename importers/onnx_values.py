@@ -158,6 +158,8 @@ class OnnxNode:
     """Dotted path of the module that the exporter noted, or an empty string."""
     count: int = 1
     """How often it runs (the trips of the loops around it)."""
+    result_count: int = 1
+    """Number of results that the file lists."""
 
     @property
     def label(self) -> str:

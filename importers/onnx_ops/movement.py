@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from graph_ir.errors import ModelFileError
 from graph_ir.graph import Value
 from graph_ir.tensor_type import TensorType
 from importers.onnx_ops.emitter import Emitter, known_ints, required, rule
@@ -274,6 +275,23 @@ def _pad_types(node: OnnxNode) -> Sequence[TensorType | None]:
     return [x.with_shape(tuple(n + pads[i] + pads[rank + i] for i, n in enumerate(x.shape)))]
 
 
+def _split_types(node: OnnxNode) -> Sequence[TensorType | None]:
+    """The stated lengths, or as many equal parts as there are results."""
+    x = required(node, 0).type
+    axis = node.attributes.get("axis", 0) % max(len(x.shape), 1)
+    given = node.input(1)
+    sizes = node.attributes.get("split") or known_ints(given)
+    if sizes is None:
+        if given is not None or not x.shape:
+            return [None]
+        part = -(-x.shape[axis] // node.result_count)
+        sizes = [part] * (node.result_count - 1)
+        sizes = [*sizes, x.shape[axis] - sum(sizes)]
+    if sum(sizes) != x.shape[axis] or min(sizes) < 0:
+        raise ModelFileError(f"{node.label}: parts {list(sizes)} do not add up to {x.shape[axis]}")
+    return [x.with_shape((*x.shape[:axis], n, *x.shape[axis + 1 :])) for n in sizes]
+
+
 def _upsample_types(node: OnnxNode) -> Sequence[TensorType | None]:
     x = required(node, 0).type
     scales = node.attributes.get("scales")
@@ -290,5 +308,6 @@ def _upsample_types(node: OnnxNode) -> Sequence[TensorType | None]:
 TYPE_RULES: Mapping[tuple[str, str], Callable[[OnnxNode], Sequence[Any]]] = {
     ("", "Crop"): _crop_types,
     ("", "Pad"): _pad_types,
+    ("", "Split"): _split_types,
     ("", "Upsample"): _upsample_types,
 }
