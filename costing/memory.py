@@ -143,13 +143,21 @@ class _Walk:
         for node in self.graph.nodes:
             if node.phase == "optimizer" and node.definition.kind == "optimizer":
                 # Gradients are allocated once and summed over micro-batches.
-                keep(node.inputs[1], "gradients")
+                keep(self._accumulated(node.inputs[1]), "gradients")
+                resident.add(self._find(node.inputs[1]))
                 for value in node.outputs:
                     resident.add(self._find(value))
             for value in node.outputs:
                 if value.role == "kv_cache":
                     keep(value, "kv_cache")
         return resident
+
+    def _accumulated(self, gradient: Value) -> Value:
+        """The tensor that micro-batches add to: whole where it is only scattered for the update."""
+        producer = self.graph.producers.get(gradient)
+        if producer is None or not producer.attrs.get("after_accumulation"):
+            return gradient
+        return producer.inputs[producer.outputs.index(gradient)]
 
     def profile(self, resident: set[Value]) -> tuple[int, Array, Array]:
         """(bytes saved for the backward pass, bytes alive at each node, of them forward's)."""

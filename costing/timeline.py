@@ -135,6 +135,7 @@ def once_per_step(graph: Graph, late_sends: frozenset[str] = frozenset()) -> fro
             continue
         sent = node.op == "send" and node.name not in late_sends
         works = sent or kind in ("contraction", "attention", "normalization")
+        works = works or bool(node.attrs.get("every_microbatch"))
         if works or any(v in needed for v in node.outputs):
             needed.update(node.inputs)
         elif (

@@ -1,8 +1,8 @@
 """ZeRO and FSDP: what is stored is split over the data-parallel group.
 
 Stage 1 splits the optimizer's states: gradients are reduce-scattered, every rank updates its part, and the
-updated parameters are gathered. Stage 2 also keeps only the reduced part of the gradients (the same
-messages). Stage 3 stores parameters split as well, and gathers them before the forward and again before
+updated parameters are gathered. Stage 2 also keeps only the reduced part of the gradients, and
+therefore reduces after every micro-batch. Stage 3 stores parameters split as well, and gathers them before the forward and again before
 the backward pass of the block that needs them (Rajbhandari et al. 2020, arXiv 1910.02054, section 5).
 
 A split tensor is flat, padded to a multiple of the group, as in FSDP and Megatron's distributed optimizer.
@@ -102,7 +102,16 @@ class _Sharder:
         outputs = tuple(self._shard(v) for v in node.outputs)
         name = node.name.replace("all_reduce", "reduce_scatter")
         instances = tuple(n.replace("all_reduce", "reduce_scatter") for n in node.instances)
-        return replace(node, name=name, op="reduce_scatter", outputs=outputs, instances=instances)
+        # Stage 1 keeps whole gradients over the micro-batches; later stages scatter after each one.
+        when = "after_accumulation" if self.stage == 1 else "every_microbatch"
+        return replace(
+            node,
+            name=name,
+            op="reduce_scatter",
+            outputs=outputs,
+            attrs={**node.attrs, when: True},
+            instances=instances,
+        )
 
     def _gathered(self, body: Sequence[Node]) -> list[Node]:
         """Puts one all-gather of all parameters that a segment uses, per phase, before their first use."""
