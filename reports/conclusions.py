@@ -214,7 +214,8 @@ def bound_words(bound: str) -> str:
         return f"the {detail or 'network'} link"
     return {
         "compute": "arithmetic throughput",
-        "latency": "launch latency",
+        # Of launches, of the first byte, of the steps of a collective.
+        "latency": "latency",
         BUBBLE: "the pipeline bubble",
         "unknown": "operators without a record (their cost is unknown)",
     }.get(kind, bound)

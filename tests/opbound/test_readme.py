@@ -124,7 +124,6 @@ def test_a_device_is_one_file(folder):
     assert "memory:sram" in printed or "memory:dram" in printed
 
 
-@pytest.mark.slow
 def test_a_strategy_is_one_file(folder):
     pytest.importorskip("transformers")
     code = """

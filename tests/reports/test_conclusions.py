@@ -119,7 +119,7 @@ def test_an_only_term_leaves_nothing(make_report, nodes):
     [
         ("memory:l2", "l2 bandwidth"),
         ("network:nvlink", "the nvlink link"),
-        ("latency", "launch latency"),
+        ("latency", "latency"),
         ("compute", "arithmetic throughput"),
     ],
 )
