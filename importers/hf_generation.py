@@ -64,7 +64,7 @@ def generation_case(
         inputs={
             "input_ids": InputHint(("batch", "sequence")),
             "decoder_input_ids": InputHint(("batch", None)),
-            "attention_mask": InputHint(("batch", None, "sequence", "cache")),
+            "attention_mask": InputHint((None, None, "sequence", "cache")),
             "kv": InputHint(_CACHE_DIMS, role="kv_cache"),
         },
         prefix="model",

@@ -196,7 +196,7 @@ def _labels(model: Any, batch: int, sequence: int) -> Any:
 
 
 def _hints(kwargs: Mapping[str, Any]) -> dict[str, InputHint]:
-    dims = {2: ("batch", "sequence"), 4: ("batch", None, "sequence", "sequence")}
+    dims = {2: ("batch", "sequence"), 4: (None, None, "sequence", "sequence")}
     return {
         name: InputHint(dims[value.ndim])
         for name, value in kwargs.items()

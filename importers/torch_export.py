@@ -153,6 +153,8 @@ def _replaced_dtypes(program: Any, wanted: str | None) -> dict[DType, DType]:
     if wanted is None:
         return {}
     target = DType.parse(wanted)
+    if not target.is_float:
+        raise OpboundError(f"dtype {wanted} is not a floating-point type: weights and activations need one")
     sizes: dict[DType, int] = {}
     for tensor in program.state_dict.values():
         dtype = DType.parse(str(tensor.dtype))
@@ -269,6 +271,6 @@ def _sizes(graph: Graph) -> dict[str, int | None]:
     sizes: dict[str, int | None] = {"batch": None, "sequence": None}
     for value in graph.inputs:
         for dim, size in zip(value.dim_names, value.type.shape, strict=False):
-            if dim in sizes and sizes[dim] is None and size > 1:
+            if dim in sizes and sizes[dim] is None:
                 sizes[dim] = size
     return sizes

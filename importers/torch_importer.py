@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graph_ir.errors import DimensionError, ModelFileError, OpboundError
+from graph_ir.errors import DimensionError, OpboundError
 from importers.imported_model import ImportedModel, ImportOptions
 from importers.torch_call import InputHint
 
@@ -33,7 +33,9 @@ def import_torch(
     torch = _torch()
     importer = f"torch.export {torch.__version__}"
     if isinstance(model, Path):
-        program, digest = _load_program(torch, model)
+        from importers.torch_archive import load_archive
+
+        program, digest = load_archive(torch, model)
         return _import_program(torch, program, options, model.stem, str(model), digest, importer)
     source, name = "", ""
     if isinstance(model, str):
@@ -186,7 +188,13 @@ def _import_program(
     from importers.torch_dynamic import with_bound_dims
     from importers.torch_export import import_program
 
+    if options.mode in ("prefill", "decode"):
+        raise OpboundError(
+            f"generation needs a model whose KV cache opbound knows: use hf:NAME; {name} is a program"
+        )
     program, hints, notes = with_bound_dims(torch, program, options, name)
+    if options.mode == "training":
+        notes.append("dropout and norms behave as in the mode that the program was exported in")
     return import_program(
         program,
         options,
@@ -197,21 +205,6 @@ def _import_program(
         inputs=hints,
         notes=notes,
     )
-
-
-def _load_program(torch: Any, path: Path) -> tuple[Any, str]:
-    """Reads a `.pt2` archive. torch.export.load rebuilds the graph from data and runs nothing of the file."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ModelFileError(f"cannot read {path}: {error.strerror or error}") from error
-    try:
-        return torch.export.load(str(path)), hashlib.sha256(raw).hexdigest()
-    except Exception as error:  # torch raises anything from KeyError to its own C++ errors here
-        raise ModelFileError(
-            f"{path} is not an exported program that torch {torch.__version__} can load: "
-            f"{type(error).__name__}"
-        ) from error
 
 
 def _call_factory(text: str) -> tuple[Any, Any]:

@@ -1,6 +1,8 @@
 """Routes into the PyTorch importer, their sizes, and what they say of input that cannot be imported."""
 
+import pickle
 import sys
+import zipfile
 
 import pytest
 
@@ -206,3 +208,84 @@ def test_custom_operator_by_the_record_of_its_name():
     graph = importers.load(Custom(), example_inputs=(torch.randn(2, 8),)).graph
     assert [n.op for n in graph.nodes] == ["linear"]
     assert flops(graph) == 2 * 2 * 8 * 5
+
+
+class Payload:
+    """Unpickling this runs code: here it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, (self.folder,)
+
+
+def rewritten(source, target, change):
+    """A copy of a zip file with some files' contents changed."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+    return target
+
+
+@pytest.fixture
+def archive(tmp_path):
+    path = tmp_path / "mlp.pt2"
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(Mlp(), (torch.randn(2, 8),), dynamic_shapes={"x": {0: batch}})
+    torch.export.save(program, path)
+    return path
+
+
+def test_archive_with_a_hostile_pickle_is_refused_unread(archive, tmp_path):
+    mark = tmp_path / "mark"
+
+    def change(name, content):
+        return pickle.dumps(Payload(mark)) if name.endswith("sample_inputs/model.pt") else content
+
+    with pytest.raises(ModelFileError, match="could run code"):
+        importers.load(rewritten(archive, tmp_path / "hostile.pt2", change))
+    assert not mark.exists()
+
+
+def test_archive_whose_weights_are_said_to_be_pickled(archive, tmp_path):
+    mark = tmp_path / "mark"
+
+    def change(name, content):
+        if name.endswith("weights_config.json"):
+            return content.replace(b'"use_pickle": false', b'"use_pickle": true')
+        return pickle.dumps(Payload(mark)) if name.endswith("weights/weight_0") else content
+
+    with pytest.raises(ModelFileError, match="could run code"):
+        importers.load(rewritten(archive, tmp_path / "hostile.pt2", change))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        (b'"expr_str": "Sym', b'"expr_str": "__import__(1)+Sym', "no arithmetic"),
+        (b"torch.ops.aten.relu.default", b"torch.hub.load", "no torch operator"),
+        (b"torch.ops.aten.relu.default", b"torch.ops.aten.from_file.default", "no torch operator"),
+    ],
+)
+def test_archive_with_hostile_text(archive, tmp_path, old, new, match):
+    def change(name, content):
+        return content.replace(old, new) if name.endswith("models/model.json") else content
+
+    with pytest.raises(ModelFileError, match=match):
+        importers.load(rewritten(archive, tmp_path / "hostile.pt2", change))
+
+
+def test_generation_needs_a_known_cache(archive):
+    with pytest.raises(OpboundError, match="use hf:NAME"):
+        importers.load(archive, mode="decode", past_tokens=4)
+    with pytest.raises(OpboundError, match="use hf:NAME"):
+        importers.load(Mlp(), example_inputs=(torch.randn(2, 8),), mode="prefill")
+
+
+def test_weights_need_a_float_dtype():
+    with pytest.raises(OpboundError, match="not a floating-point type"):
+        importers.load(Mlp(), example_inputs=(torch.randn(2, 8),), dtype="int8")
