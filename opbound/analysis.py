@@ -89,15 +89,17 @@ class _Analysis:
         prefill = self._price(imported)
         decode = self._price(self._import("decode", prompt, past))
         times = _generation_times(prefill, decode, new)
-        # The cache is full at the end: the middle step's is stretched to that length.
+        # The cache is allocated for all tokens at the start, as inference servers do: the middle
+        # step's, stretched to that length.
         last = decode.memory_by_kind_bytes
         last["kv_cache"] = round(last["kv_cache"] * (prompt + new) / (past + 1))
+        first = prefill.memory_by_kind_bytes | {"kv_cache": last["kv_cache"]}
         note = f"the {new} decode steps are priced with {past} tokens in the KV cache, their mean"
         return self._report(
             replace(imported, graph=prefill.forward, notes=(*imported.notes, note)),
             [*prefill.rows(phase="prefill"), *decode.rows(new, "decode")],
             times,
-            max(prefill.memory_by_kind_bytes, last, key=lambda kinds: sum(kinds.values())),
+            max(first, last, key=lambda kinds: sum(kinds.values())),
             prefill.model_flops + decode.model_flops * new,
             [],
             lambda bound: prefill.time_without(bound) + decode.time_without(bound) * new,

@@ -1,0 +1,100 @@
+"""Generation: a prefill and decode steps with a KV cache."""
+
+import json
+
+import pytest
+
+import opbound
+
+pytest.importorskip("transformers")
+
+LAYERS, KV_HEADS, HEAD_DIM, BATCH = 3, 2, 16, 4
+PROMPT, NEW = 40, 9
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM,
+        "num_hidden_layers": LAYERS,
+        "vocab_size": 512,
+    }
+    path = tmp_path_factory.mktemp("model") / "config.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return opbound.analyze(
+        f"hf:{path}",
+        mode="generation",
+        batch=BATCH,
+        prompt_tokens=PROMPT,
+        new_tokens=NEW,
+        dtype="fp16",
+    )
+
+
+def test_the_cache_holds_every_token_at_the_end(report):
+    per_token_bytes = 2 * LAYERS * KV_HEADS * HEAD_DIM * 2
+    assert report.memory.by_kind_bytes["kv_cache"] == BATCH * (PROMPT + NEW) * per_token_bytes
+
+
+def test_times_add_up(report):
+    totals = report.totals
+    assert totals.decode_time_s == pytest.approx(NEW * totals.time_per_token_s)
+    assert totals.step_time_s == pytest.approx(totals.prefill_time_s + totals.decode_time_s)
+    by_phase = totals.time_s.by_phase
+    assert by_phase["prefill"] == pytest.approx(totals.prefill_time_s)
+    assert by_phase["decode"] == pytest.approx(totals.decode_time_s)
+
+
+def test_every_step_is_counted(report):
+    def products(phase: str) -> int:
+        return sum(r.flops for r in report.operators if r.op == "linear" and r.phase == phase)
+
+    # Every weight meets every token once: those of the prompt but for the head, and the new ones.
+    weights = sum(
+        r.shapes[1][0] * r.shapes[1][1] * (r.count // NEW)
+        for r in report.operators
+        if r.op == "linear" and r.phase == "decode"
+    )
+    assert products("decode") == 2 * weights * BATCH * NEW
+    head = 512 * 64
+    assert products("prefill") in (
+        2 * weights * BATCH * PROMPT,
+        2 * BATCH * ((weights - head) * PROMPT + head),
+    )
+
+
+def test_the_header_says_how_many_tokens(report):
+    text = report.to_text(top=1)
+    assert f"{PROMPT} prompt tokens, {NEW} new tokens" in text
+    assert "per token" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hardware", "prefill_bound"), [("a100-sxm-80gb", "compute"), ("h100-sxm-80gb", "memory")]
+)
+def test_the_bounds_of_llama_2_13b(hardware, prefill_bound):
+    """A prompt of 200 tokens: above an A100's ridge point, below an H100's."""
+    report = opbound.analyze(
+        "hf:llama-2-13b",
+        mode="generation",
+        batch=1,
+        prompt_tokens=200,
+        new_tokens=10,
+        dtype="fp16",
+        hardware=hardware,
+    )
+    layers = [row for row in report.operators if row.op == "linear" and "layers" in row.label]
+    assert len(layers) == 2 * 7
+    for row in layers:
+        wanted = prefill_bound if row.phase == "prefill" else "memory"
+        assert row.bound.split(":")[0] == wanted, row.label
+    scores = [row for row in report.operators if row.op == "attention"]
+    assert len(scores) == 2
+    assert {row.bound.split(":")[0] for row in scores} == {"memory"}
