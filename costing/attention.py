@@ -78,16 +78,10 @@ def attention_cost(
     rows = np.minimum(np.ceil(s * packed / 16) * 16, kernel.rows)
     blocks = b * h / packed * np.ceil(s * packed / kernel.rows)
     seen = _mean_keys(s, t, kernel.rows) if causal else t
-    longest = t
-    split = np.clip(np.floor(slots / blocks), 1.0, np.maximum(t / kernel.split_tokens, 1.0))
-    split = np.where(s * packed <= kernel.rows, split, 1.0)
-    unit_s = longest / split * rows * per_score + kernel.block_latency_s
-    waiting = blocks * split / slots * kernel.block_latency_s
-    total_s = blocks * seen * rows * per_score / slots + waiting
+    # The keys of blocks that leave processors idle are split, if that beats the summing up after.
+    most = np.where(s * packed <= kernel.rows, t / kernel.split_tokens, 1.0)
+    split = np.clip(np.floor(slots / blocks), 1.0, np.maximum(most, 1.0))
     ideal_s = b * h * s * (_mean_keys(s, t, 1) if causal else t) * per_score / slots
-    # List scheduling: no block ends later than an even share plus part of the longest block.
-    tail = np.where(blocks * split > slots, 0.5 * unit_s * (seen / longest), 0.0)
-    compute_s = np.maximum(total_s + tail, unit_s)
 
     size = dtype.bits / 8
     operands = b * (h * s * (d + e) + g * t * (d + e)) * size
@@ -95,18 +89,34 @@ def attention_cost(
     moved = operands * read_back + b * h * s * 4.0
     terms, traffic = {}, {}
     first_byte = hardware.main_memory.latency_s
-    busy: Array = compute_s
     terms["compute"] = first_byte + ideal_s
+    flows: list[tuple[Array, float | None]] = []
     for level in hardware.memory:
         # Every block streams the keys it sees through the inner levels.
         inner = blocks * seen * (d + e) * size * read_back + moved
         traffic[level.name] = moved if level is hardware.main_memory else inner
-        flow = traffic[level.name] / level.sustained_bytes_per_s
-        terms[f"memory:{level.name}"] = first_byte + flow
-        if level.processor_bytes_per_s is not None:
-            active = np.minimum(blocks * split, engine.processors)
-            flow = np.maximum(flow, moved / (active * level.processor_bytes_per_s))
-        busy = np.maximum(busy, flow)
+        flows.append(
+            (traffic[level.name] / level.sustained_bytes_per_s, level.processor_bytes_per_s)
+        )
+        terms[f"memory:{level.name}"] = first_byte + flows[-1][0]
+
+    def busy_s(parts: Array) -> Array:
+        """Time with the keys of every block split into `parts`."""
+        unit_s = t / parts * rows * per_score + kernel.block_latency_s
+        waiting_s = blocks * parts / slots * kernel.block_latency_s
+        total_s = blocks * seen * rows * per_score / slots + waiting_s
+        # List scheduling: no block ends later than an even share plus part of the longest block.
+        tail_s = np.where(blocks * parts > slots, 0.5 * unit_s * (seen / t), 0.0)
+        longest: Array = np.maximum(total_s + tail_s, unit_s)
+        active = np.minimum(blocks * parts, engine.processors)
+        for flow_s, draw in flows:
+            longest = np.maximum(longest, flow_s)
+            if draw is not None:
+                longest = np.maximum(longest, moved / (active * draw))
+        return longest
+
+    apart_s = busy_s(split) + np.where(split > 1, kernel.split_latency_s, 0.0)
+    busy = np.minimum(busy_s(np.ones_like(split)), apart_s)
     fixed = hardware.launch.device_latency_s + kernel.latency_s + first_byte
     return KernelCost(fixed + busy, terms, traffic)
 

@@ -42,6 +42,8 @@ class AttentionKernel:
     """Start and end of one block, during which nothing is multiplied."""
     split_tokens: int = 256
     """Fewest cached tokens per block when one query's keys are split over blocks."""
+    split_latency_s: float = 0.0
+    """Time to sum up the parts when keys are split."""
     latency_s: float = 0.0
     """Fixed time of the kernels of one attention call beyond a plain launch."""
 

@@ -216,6 +216,7 @@ def _attention(s: _Section) -> AttentionKernel:
         blocks_per_processor=int(a.quantity("blocks_per_processor", "count", 1)),
         block_latency_s=a.quantity("block_latency", "seconds", 0.0),
         split_tokens=int(a.quantity("split_tokens", "count", plain.split_tokens)),
+        split_latency_s=a.quantity("split_latency", "seconds", 0.0),
         latency_s=a.quantity("latency", "seconds", 0.0),
     )
     a.done()
