@@ -63,8 +63,10 @@ class DimBinder:
             element_type = _tensor_type(info).elem_type
             type_ = TensorType(checked_shape(sizes, where), dtype_of(element_type))
             names = tuple(self._meaning(d, n) for n, d in enumerate(dims))
-            batched = self.static_batch is not None and names[:1] == ("batch",)
-            values.append(OnnxValue(info.name, type_, "input", None, names, batched))
+            in_file = None
+            if self.static_batch is not None and names[:1] == ("batch",):
+                in_file = type_.with_shape((self.static_batch[0], *type_.shape[1:]))
+            values.append(OnnxValue(info.name, type_, "input", None, names, in_file))
         return values
 
     def size_of(self, name: str, where: str) -> int:

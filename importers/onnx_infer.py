@@ -197,12 +197,7 @@ def partial_type(type_: TypeProto) -> PartialType | None:
 
 
 def reshape_target(
-    old: tuple[int, ...],
-    target: Sequence[int],
-    *,
-    allow_zero: bool,
-    replaced_batch: tuple[int, int] | None,
-    where: str,
+    old: tuple[int, ...], target: Sequence[int], *, allow_zero: bool, where: str
 ) -> tuple[int, ...]:
     """The shape that Reshape gives.
 
@@ -210,8 +205,6 @@ def reshape_target(
         old: shape of the operand.
         target: what the file asks for; -1 stands for the rest, 0 for the operand's dim.
         allow_zero: whether 0 means 0.
-        replaced_batch: (batch fixed in the file, batch in its place), if the operand has it. The target
-            is then read as it was meant, with the old batch, and its first dim is enlarged.
         where: the node, for errors.
 
     Raises:
@@ -221,16 +214,9 @@ def reshape_target(
         (old[i] if i < len(old) else 0) if s == 0 and not allow_zero else int(s)
         for i, s in enumerate(target)
     ]
-    elements = prod(old)
-    if replaced_batch and dims and dims[0] > 0 and not (target[0] == 0 and not allow_zero):
-        fixed, batch = replaced_batch
-        meant = _fill(dims, elements * fixed // batch)
-        if prod(meant) * batch == elements * fixed and meant[0] * batch % fixed == 0:
-            dims = [meant[0] * batch // fixed, *meant[1:]]
-    dims = _fill(dims, elements)
-    if any(d < 0 for d in dims) or prod(dims) != elements:
-        cure = ": the batch is fixed inside the file, leave --batch away" if replaced_batch else ""
-        raise ModelFileError(f"{where} cannot reshape {list(old)} to {list(target)}{cure}")
+    dims = _fill(dims, prod(old))
+    if any(d < 0 for d in dims) or prod(dims) != prod(old):
+        raise ModelFileError(f"{where} cannot reshape {list(old)} to {list(target)}")
     return tuple(dims)
 
 

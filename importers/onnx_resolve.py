@@ -11,7 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from graph_ir.errors import DimensionError, ModelFileError, UnknownOperatorError
+from graph_ir.errors import (
+    DimensionError,
+    ModelFileError,
+    UnknownOperatorError,
+)
 from graph_ir.tensor_type import TensorType
 from importers import onnx_constants, onnx_control, onnx_infer, onnx_sequences
 from importers.onnx_constants import dtype_of_array
@@ -19,6 +23,7 @@ from importers.onnx_fold import fold, is_foldable_size
 from importers.onnx_functions import instantiate, schema_body
 from importers.onnx_names import module_of, name_of
 from importers.onnx_scope import Scope, canonical_domain
+from importers.onnx_settle import Settler, TypeRule
 from importers.onnx_structure import MAX_DEPTH, in_order, node_label, use_counts
 from importers.onnx_values import OnnxNode, OnnxValue, checked_shape, dtype_of
 
@@ -26,9 +31,6 @@ if TYPE_CHECKING:
     from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
     from importers.onnx_dims import DimBinder
-
-TypeRule = Callable[[OnnxNode], Sequence[TensorType | None]]
-"""Result types of an operator that onnx has no schema for."""
 
 _EXPANSION_BUDGET = 100_000
 """Nodes that functions and loops may add to those in the file."""
@@ -45,23 +47,28 @@ class Resolver:
         binder: DimBinder,
         has_rule: Callable[[str, str, int], bool],
         type_rules: Mapping[tuple[str, str], TypeRule],
-        trip_counts: Mapping[str, int] | None = None,
     ) -> None:
         self.binder = binder
         self.has_rule = has_rule
-        self.type_rules = type_rules
-        self.trip_counts = dict(trip_counts or {})
         self.functions: dict[tuple[str, str], FunctionProto] = {
             (canonical_domain(f.domain), f.name): f for f in model.functions
         }
         self.opsets = {canonical_domain(o.domain): o.version for o in model.opset_import}
-        self.notes: dict[str, None] = {}
+        self.settler = Settler(binder, type_rules)
         self.nodes: list[OnnxNode] = []
         self.count = 1
-        self._inference = onnx_infer.TypeInference()
         self.place = "its inputs"
         """What is being read, for errors."""
         self._budget = len(model.graph.node) + _EXPANSION_BUDGET
+
+    @property
+    def notes(self) -> dict[str, None]:
+        """What the report's reader should know, in order."""
+        return self.settler.notes
+
+    @notes.setter
+    def notes(self, notes: dict[str, None]) -> None:
+        self.settler.notes = notes
 
     def run(self, graph: GraphProto) -> tuple[list[OnnxValue], list[OnnxValue]]:
         """Resolves the main graph.
@@ -189,7 +196,7 @@ class Resolver:
             and all(v is None or v.data is not None for v in inputs[1:])
         )
         if relayout and first is not None:
-            types = self._types(node, resolved, scope)
+            types = self.settler.types(node, resolved, scope)
             if types is None or types[0] is None:
                 return False
             data = arrays[0] if arrays else None
@@ -214,7 +221,8 @@ class Resolver:
         known = self.has_rule(resolved.domain, resolved.op_type, results)
         if not known and self._expand(node, resolved, scope):
             return
-        types = self._types(node, resolved, scope)
+        settled = self.settler.settle(node, resolved, scope)
+        types = settled.types
         if types is None and known:
             result = scope.prefix + node.output[0]
             raise DimensionError(
@@ -227,64 +235,15 @@ class Resolver:
                 f"{resolved.label}{place}: the operator is unknown and the file does not state its "
                 "result's shape; add a rule to importers/onnx_ops/ and a record to graph_ir/ops/"
             )
-        for name, type_ in zip(node.output, types, strict=True):
+        self.nodes.extend(settled.before)
+        for name, type_, old in zip(node.output, types, settled.in_file, strict=True):
             if not name or type_ is None:
                 resolved.outputs.append(None)
                 continue
-            value = OnnxValue(scope.prefix + name, type_, batched=_batched(resolved))
+            value = OnnxValue(scope.prefix + name, type_, in_file=old)
             scope.values[name] = value
             resolved.outputs.append(value)
         self.nodes.append(resolved)
-
-    def _types(
-        self, node: NodeProto, resolved: OnnxNode, scope: Scope
-    ) -> list[TensorType | None] | None:
-        """Result types of a node, None where not even their rank can be told."""
-        rule = self.type_rules.get((resolved.domain, resolved.op_type))
-        if rule is not None:
-            types = [*rule(resolved), *[None] * len(node.output)][: len(node.output)]
-            if types and types[0] is not None:
-                return types
-        reshaped = self._reshaped(resolved)
-        if reshaped is not None:
-            return [reshaped]
-        schema = onnx_infer.schema_of(resolved.domain, resolved.op_type, resolved.version)
-        inferred: Sequence[onnx_infer.PartialType | None] = [None] * len(node.output)
-        if schema is not None:
-            inferred = self._inference.types(node, schema, resolved.inputs, scope.opsets)
-        types: list[TensorType | None] = []  # type: ignore[no-redef]
-        for index, name in enumerate(node.output):
-            declared = scope.declared.get(name)
-            if not name:
-                types.append(None)
-                continue
-            type_ = onnx_infer.complete_type(
-                node, index, inferred[index], declared, resolved.inputs, self.binder, self.notes
-            )
-            if type_ is None and index == 0:
-                return None
-            types.append(type_)
-        return types
-
-    def _reshaped(self, resolved: OnnxNode) -> TensorType | None:
-        """The result of a Reshape to a known shape; None for every other node."""
-        if resolved.op_type != "Reshape" or resolved.domain or resolved.input(0) is None:
-            return None
-        target = resolved.attributes.get("shape")
-        shape = resolved.input(1)
-        if shape is not None and shape.data is not None:
-            target = shape.data.tolist()
-        if target is None:
-            return None
-        type_ = onnx_constants.operand(resolved).type
-        new = onnx_infer.reshape_target(
-            type_.shape,
-            target,
-            allow_zero=bool(resolved.attributes.get("allowzero", 0)),
-            replaced_batch=self.binder.static_batch if _batched(resolved) else None,
-            where=resolved.label,
-        )
-        return type_.with_shape(checked_shape(list(new), resolved.label))
 
     def _expand(self, node: NodeProto, resolved: OnnxNode, scope: Scope) -> bool:
         """Replaces an operator by the function body of its schema, if it has one."""
@@ -319,10 +278,6 @@ class Resolver:
         for formal, actual in zip(function.output, node.output, strict=False):
             if actual:
                 scope.values[actual] = self._result(formal, inner)
-
-
-def _batched(node: OnnxNode) -> bool:
-    return any(value is not None and value.batched for value in node.inputs)
 
 
 def _check_unique(graph: GraphProto) -> None:

@@ -39,8 +39,8 @@ class OnnxValue:
     """Its elements, where they are known and few; used to resolve shapes."""
     dim_names: tuple[str | None, ...] = ()
     """For graph inputs: the file's names of the dims."""
-    batched: bool = False
-    """Whether it grows with a batch that replaces one fixed in the file."""
+    in_file: TensorType | None = None
+    """Its type with the batch that is fixed in the file, if another batch changes it."""
     sequence: list[OnnxValue] | None = None
     """The elements, if this is a sequence; `type` is then meaningless."""
 

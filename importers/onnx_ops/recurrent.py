@@ -131,7 +131,9 @@ class _Run:
     def initial(self, operand: int, index: int, count: int, label: str) -> Value:
         """The given initial state, or zeros."""
         shape = (self.batch, self.hidden)
-        if self.node.input(operand) is not None:
+        given = self.node.input(operand)
+        # A state of zeros may have been written for another batch than the one asked for.
+        if given is not None and given.type.elements == count * self.batch * self.hidden:
             return self.part(operand, index, count, shape, label)
         return self.e.emit(self.node, "fill", [], self.type.with_shape(shape), {"value": 0}, label)
 

@@ -112,3 +112,16 @@ def test_module_paths_survive(tmp_path):
         graph = load(export(module, x, tmp_path / f"{dynamo}.onnx", dynamo=dynamo)).graph
         found = {n.module for n in graph.nodes if n.definition.kind == "contraction"}
         assert found == {"stem", "grouped", "up", "head"}
+
+
+@pytest.mark.parametrize("baked", [1, 2])
+@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_batch_baked_into_the_file_is_replaced(tmp_path, name, dynamo, baked):
+    """Exporters write the example's batch into the targets of reshapes, merged with heads or tokens."""
+    make, example = MODELS[name]
+    module, x = randomised(make()), example()[:baked]
+    path = export(module, x, tmp_path / "model.onnx", dynamo=dynamo)
+    own, six = load(path).graph, load(path, batch=6).graph
+    assert products(six)[0] * baked == products(own)[0] * 6
+    assert six.outputs[0].type.shape == (6, *own.outputs[0].type.shape[1:])
