@@ -67,16 +67,18 @@ def training_graph(graph: Graph, *, optimizer: str = "adamw", recompute: str = "
             )
             for name, dtype in rule.state(parameter.type.dtype)
         ]
-        operands = [parameter, gradient, *states]
-        types = [parameter.type, *(s.type for s in states)]
+        reader = readers[parameter]
+        leaf = f"{parameter.name.rpartition('.')[2]}.{rule.op}"
         updated += builder.emit(
             rule.op,
-            operands,
-            types,
+            [parameter, gradient, *states],
+            [parameter.type, *(s.type for s in states)],
             name=f"{parameter.name}.{rule.op}",
-            module=readers[parameter].module,
+            module=reader.module,
             phase="optimizer",
             count=parameter.count,
-            origin=readers[parameter].name,
+            instances=tuple(f"{name}.{leaf}" for name in reader.instances),
+            instance_modules=reader.instance_modules,
+            origin=reader.name,
         )
     return builder.build([*graph.outputs, *updated], blocks)

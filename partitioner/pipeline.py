@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from graph_ir.errors import MeshError
+from graph_ir.fold import name_pattern
 from graph_ir.graph import Block, Carry, Graph, Node, Value
 from graph_ir.partitioned import Stage
 from partitioner.cells import Cells, Group, balanced_cuts
@@ -22,6 +23,8 @@ class Held:
     count: int
     first: bool
     last: bool
+    offset: int = field(compare=False)
+    """Index of the first one that it holds."""
 
 
 class Cutter:
@@ -90,7 +93,7 @@ class Cutter:
 def _held(group: Group, low: int, high: int) -> Held:
     first, stop = group.first_cell, group.first_cell + group.count
     a, b = max(first, low), min(stop, high)
-    return Held(max(0, b - a), a == first, b == stop)
+    return Held(max(0, b - a), a == first, b == stop, a - first)
 
 
 class _StageBuilder:
@@ -266,15 +269,18 @@ class _StageBuilder:
             else:
                 rename[value] = value
             outputs.append(rename[value])
+        local = replace(node, inputs=tuple(operands), outputs=tuple(outputs))
         if count == node.count:
-            return replace(node, inputs=tuple(operands), outputs=tuple(outputs))
+            return local
+        own = slice(held.offset, held.offset + count)
+        instances, modules = node.instances[own], node.instance_modules[own]
         return replace(
-            node,
-            inputs=tuple(operands),
-            outputs=tuple(outputs),
+            local,
+            name=name_pattern(instances) if instances else node.name,
+            module=name_pattern(modules) if modules else node.module,
             count=count,
-            instances=node.instances[:count],
-            instance_modules=node.instance_modules[:count],
+            instances=instances if count > 1 else (),
+            instance_modules=modules if count > 1 else (),
         )
 
     def _receive(

@@ -127,7 +127,7 @@ class _Split:
         )
 
     def _deferred(self) -> set[Value]:
-        """Partial values whose reduction can wait: all readers are linear and add up only such values."""
+        """Partial values whose reduction can wait, because all their readers are linear in them."""
         partial: set[Value] = set()
         for node in self.graph.nodes:
             rule = self.rules[node]
@@ -135,7 +135,7 @@ class _Split:
                 partial.update(
                     v for v, axis in zip(node.outputs, rule.outputs, strict=True) if axis is None
                 )
-            if node.inputs and self._passes(node) and partial.issuperset(node.inputs):
+            if self._passes(node, partial):
                 partial.update(node.outputs)
         fixed = self._handed_on | set(self.graph.outputs)
         users = self.graph.users
@@ -144,10 +144,7 @@ class _Split:
             kept = {
                 v
                 for v in deferred
-                if all(
-                    self._passes(n) and deferred.issuperset(n.inputs) and self._same_block(v, n)
-                    for n in users[v]
-                )
+                if all(self._passes(n, deferred) and self._same_block(v, n) for n in users[v])
             }
             if kept == deferred:
                 return kept
@@ -157,12 +154,28 @@ class _Split:
         producer = self.graph.producers[value]
         return self.graph.block_of.get(producer) is self.graph.block_of.get(reader)
 
-    def _passes(self, node: Node) -> bool:
+    def _passes(self, node: Node, partial: set[Value]) -> bool:
+        """Whether the node's results are partial terms if these values are, and it pays to wait.
+
+        It does not pay to send more than what came in, except for a weight's gradient, which is
+        exchanged as a whole, nor to repeat a product on every term, nor to reduce on several paths.
+        """
         linear = node.definition.linear_of(node)
-        if linear is None or (linear != "jointly" and len(node.inputs) > 1):
+        terms = [v for v in node.inputs if v in partial]
+        rest = [v for v in node.inputs if v not in partial]
+        if linear is None or not terms or node.definition.kind == "contraction":
+            return False
+        if linear == "jointly":
+            joined = not rest
+        else:
+            alone = len(terms) == 1 and all(self.natural(v) == WHOLE for v in rest)
+            once = alone and len(self.graph.users[terms[0]]) == 1
+            joined = once and (linear == "each" or terms[0] is node.inputs[0])
+        # Frameworks reduce activations' gradients before they use them in products.
+        if not joined or (linear == "each" and node.during != "forward"):
             return False
         made = sum(v.type.elements for v in node.outputs)
-        return made <= max((v.type.elements for v in node.inputs), default=0)
+        return self.plan.batch or made <= max(v.type.elements for v in node.inputs)
 
     # --- values ---------------------------------------------------------------------------------------
 
@@ -324,8 +337,9 @@ class _Split:
         return Block(bounds[block], len(self.nodes), block.count, tuple(carries), collected)
 
     def _node(self, node: Node) -> None:
-        if node.inputs and self.deferred.issuperset(node.inputs):
-            self._emit(node, None, [Placement(partial="sum")] * len(node.inputs))
+        if self._passes(node, self.deferred):
+            term = Placement(partial="sum")
+            self._emit(node, None, [term if v in self.deferred else WHOLE for v in node.inputs])
             for value in node.outputs:
                 self._finish(value, Placement(partial="sum"), node)
             return

@@ -1,9 +1,10 @@
 """ZeRO and FSDP: what is stored is split over the data-parallel group.
 
-Stage 1 splits the optimizer's states: gradients are reduce-scattered, every rank updates its part, and the
-updated parameters are gathered. Stage 2 also keeps only the reduced part of the gradients, and
-therefore reduces after every micro-batch. Stage 3 stores parameters split as well, and gathers them before the forward and again before
-the backward pass of the block that needs them (Rajbhandari et al. 2020, arXiv 1910.02054, section 5).
+Stage 1 splits the optimizer's states: gradients are reduce-scattered, every rank updates its part, and
+the updated parameters are gathered. Stage 2 also keeps only the reduced part of the gradients, and
+therefore reduces after every micro-batch. Stage 3 stores parameters split as well, and gathers them before
+the forward and again before the backward pass of the block that needs them (Rajbhandari et al. 2020,
+arXiv 1910.02054, section 5).
 
 A split tensor is flat, padded to a multiple of the group, as in FSDP and Megatron's distributed optimizer.
 """
