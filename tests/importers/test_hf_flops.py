@@ -186,3 +186,19 @@ def test_shipped_configs_name_their_source(name):
         ("http", "Korthikanti", "Brown", "Touvron", "Grattafiori")
     ) or ("arXiv" in content["_source"])
     assert content["architectures"]
+
+
+def test_rows_that_do_not_divide_over_the_experts(tmp_path):
+    """5 tokens to 2 of 8 experts each: two experts take 2 rows, six take 1; every weight is read once."""
+    content = dict(read_config("mixtral-8x7b").content) | SMALL["mixtral"]
+    path = tmp_path / "mixtral.json"
+    path.write_text(json.dumps(content))
+    for dtype in ("bf16", "fp16", "fp32"):
+        loaded = importers.load(f"hf:{path}", batch=1, sequence=5, mode="training", dtype=dtype)
+        grouped = [n for n in loaded.graph.nodes if n.op == "grouped_matmul"]
+        rows, hidden, inner, layers = 10, 32, 80, 2
+        assert sum(n.flops for n in grouped) == layers * 3 * 2 * rows * hidden * inner
+        weights = sum(n.inputs[1].type.elements for n in grouped)
+        assert weights == layers * 8 * 3 * hidden * inner
+        backward = ours(training_graph(loaded.graph), "backward")
+        assert backward["mm"] > 0

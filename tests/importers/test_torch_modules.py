@@ -357,3 +357,22 @@ def test_tied_weights_are_one_parameter():
 
     graph = importers.load(Tied(), example_inputs=(torch.tensor([[1, 2]]),)).graph
     assert [v.type.elements for v in graph.parameters] == [40]
+
+
+def test_fused_attention_backward_counts_as_torch_counts_it():
+    """Five products: torch's own formula for the fused backward kernel."""
+    from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
+
+    class Attend(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(8))
+
+        def forward(self, q, k, v):
+            return F.scaled_dot_product_attention(q * self.scale, k * self.scale, v * self.scale)
+
+    query, key = (2, 3, 5, 8), (2, 3, 7, 8)
+    inputs = (randn(*query), randn(*key), randn(*key))
+    graph = training_graph(importers.load(Attend(), example_inputs=inputs, mode="training").graph)
+    assert products(graph, "forward") == sdpa_flop_count(query, key, key)
+    assert products(graph, "backward") == sdpa_backward_flop_count(query, query, key, key)
