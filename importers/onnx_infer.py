@@ -249,12 +249,11 @@ def complete_type(
     stated = partial_type(declared.type) if declared is not None else None
     if inferred is None or inferred[1] is None:
         dtype = inferred[0] if inferred else stated[0] if stated else None
-        if dtype is None:
-            return None
         given = binder.all_of(name)
         if given is not None:
-            return TensorType(checked_shape(given, f"result {name!r}"), dtype)
-        if stated is None or stated[1] is None:
+            likely = next((v.dtype for v in inputs if v is not None), DType.FLOAT32)
+            return TensorType(checked_shape(given, f"result {name!r}"), dtype or likely)
+        if dtype is None or stated is None or stated[1] is None:
             return None
         inferred = (dtype, stated[1])
     dtype, dims = inferred

@@ -233,7 +233,8 @@ class Resolver:
             place = f" in module {resolved.module!r}" if resolved.module else ""
             raise UnknownOperatorError(
                 f"{resolved.label}{place}: the operator is unknown and the file does not state its "
-                "result's shape; add a rule to importers/onnx_ops/ and a record to graph_ir/ops/"
+                "result's shape; add a rule to importers/onnx_ops/ and a record to graph_ir/ops/, or "
+                f"pass --allow-unknown and --dim '{scope.prefix}{node.output[0]}.0=INT' and so on"
             )
         self.nodes.extend(settled.before)
         for name, type_, old in zip(node.output, types, settled.in_file, strict=True):
