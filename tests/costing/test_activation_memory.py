@@ -14,14 +14,14 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from costing.memory import memory_use  # noqa: E402
-from graph_ir.fold import fold  # noqa: E402
-from graph_ir.graph import Graph  # noqa: E402
-from graph_ir.training import training_graph  # noqa: E402
-from importers import load  # noqa: E402
-from partitioner.mesh import Mesh  # noqa: E402
-from partitioner.partition import partition  # noqa: E402
-from partitioner.strategy import Strategy  # noqa: E402
+from costing.memory import memory_use
+from graph_ir.fold import fold
+from graph_ir.graph import Graph
+from graph_ir.training import training_graph
+from importers import load
+from partitioner.mesh import Mesh
+from partitioner.partition import partition
+from partitioner.strategy import Strategy
 
 SEQUENCE, BATCH, WIDTH, HEADS = 256, 4, 768, 12
 SBH = SEQUENCE * BATCH * WIDTH
