@@ -20,8 +20,7 @@ MODES = ("inference", "training", "prefill", "decode")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportOptions:
-    """The sizes and switches that turn a model file into a graph whose every shape is an
-    integer."""
+    """Sizes and switches that turn a model file into a graph whose every shape is an integer."""
 
     batch: int | None = None
     """Global batch size; None keeps the model's own, or the frontend's default."""

@@ -141,6 +141,11 @@ class DimBinder:
             for n, d in enumerate(dims)
             if isinstance(d, str) and _is_batch(d, n)
         ]
+        if not batch_dims:
+            # Exporters also invent names (s77, dim0): the leading dim of the first input is meant.
+            leading = next((d for _, dims in raw if len(dims) >= 2 for d in dims[:1]), None)
+            if isinstance(leading, str) and not _is_sequence(leading):
+                batch_dims = [leading]
         if options.batch is not None:
             for name in batch_dims:
                 self.bound.setdefault(name, options.batch)

@@ -106,3 +106,27 @@ def test_data_dependent_lengths_take_their_maximum_and_say_so(onnx_model):
     assert model.graph.outputs[0].type.shape == (2, 15)
     assert any("maximum" in note for note in model.notes)
     assert load(path, dims={"y.1": 4}).graph.outputs[0].type.shape == (2, 4)
+
+
+def test_the_leading_dim_is_the_batch_whatever_the_exporter_called_it(onnx_model):
+    path = onnx_model("m (float[s77, 4] x) => (float[s77, 4] y) { y = Relu (x) }")
+    assert load(path, batch=3).graph.outputs[0].type.shape == (3, 4)
+    packed = onnx_model("m (float[num_tokens, 4] x) => (float[n, 4] y) { y = Relu (x) }")
+    assert load(packed, sequence=9).graph.outputs[0].type.shape == (9, 4)
+    with pytest.raises(DimensionError, match="--batch does not apply"):
+        load(packed, batch=3, sequence=9)
+
+
+def test_prefill_and_decode_bind_the_cache(onnx_model):
+    text = (
+        "m (float[batch, seq, 4] x, float[batch, 2, past_len, 4] past_key) => (float[B, S, 4] y,"
+        "float[B, 2, T, 4] z) { y = Relu (x) z = Relu (past_key) }"
+    )
+    path = onnx_model(text)
+    prefill = load(path, batch=2, sequence=16, mode="prefill").graph
+    assert [v.type.shape for v in prefill.inputs] == [(2, 16, 4), (2, 2, 0, 4)]
+    decode = load(path, batch=2, sequence=16, past_tokens=20, mode="decode").graph
+    assert [v.type.shape for v in decode.inputs] == [(2, 1, 4), (2, 2, 20, 4)]
+    stateless = onnx_model("m (float[batch, seq, 4] x) => (float[B, S, 4] y) { y = Relu (x) }")
+    with pytest.raises(DimensionError, match="no KV cache"):
+        load(stateless, batch=2, sequence=16, past_tokens=20, mode="decode")
