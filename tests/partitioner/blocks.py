@@ -92,3 +92,24 @@ class Bottleneck(nn.Module):
         y = F.relu(self.reduce(x))
         y = F.relu(self.spatial(y))
         return F.relu(x + self.expand(y))
+
+
+class BottleneckOfTaps(nn.Module):
+    """`Bottleneck` with channels last, each convolution as the sum of its taps' linear layers.
+
+    It communicates as the convolutions do, since taps only shift pixels, which are not split. DTensor has no
+    rule for convolutions whose channels are split, but one for linear layers.
+    """
+
+    def __init__(self, width: int = 16, inner: int = 8) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(width, inner, bias=False)
+        self.entry = nn.Identity()
+        self.spatial = nn.ModuleList(nn.Linear(inner, inner, bias=False) for _ in range(9))
+        self.expand = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x[n, y, x, width] -> the same shape."""
+        y = self.entry(F.relu(self.reduce(x)))
+        y = F.relu(sum(tap(y) for tap in self.spatial))
+        return F.relu(x + self.expand(y))

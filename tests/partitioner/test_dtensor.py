@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from blocks import Bottleneck, GptBlock, LlamaBlock  # noqa: E402
+from blocks import Bottleneck, BottleneckOfTaps, GptBlock, LlamaBlock  # noqa: E402
 from dtensor_oracle import dtensor_collectives  # noqa: E402
 from torch.distributed.tensor import Replicate, Shard  # noqa: E402
 
@@ -95,6 +96,29 @@ def test_data_parallel_collectives_equal_dtensor(block: type) -> None:
     assert collectives(local, "backward") == backward
     gradients = sum(size * times for (_, size), times in backward.items())
     assert gradients == sum(v.type.bytes for v in graph.parameters)
+
+
+def test_resnet_collectives_equal_dtensor() -> None:
+    world = 2
+    model, x = stack(Bottleneck, 2), torch.randn(4, 16, 8, 8)
+    graph = training_graph(load(model, example_inputs=(x,), mode="training").graph)
+    local = partition(graph, Strategy(Mesh({"tp": world})), lambda n: 1.0).stages[0].graph
+    splits = parameter_splits(graph, local)
+    # Found without a name: the 3x3 convolution makes split channels, the 1x1 after it sums over them.
+    assert set(splits.values()) == {None, 0, 1}
+    taps = stack(BottleneckOfTaps, 2)
+    of_taps = {
+        n: splits[re.sub(r"\.\d+\.weight", ".weight", n)] for n, _ in taps.named_parameters()
+    }
+    forward, backward = dtensor_collectives(
+        taps,
+        x.permute(0, 2, 3, 1).contiguous(),
+        of_taps,
+        world,
+        plan=dict.fromkeys(("entry", "expand"), Replicate()),
+    )
+    assert collectives(local, "forward") == forward
+    assert collectives(local, "backward") == backward
 
 
 def parameter_splits(graph: Graph, local: Graph) -> dict[str, int | None]:
