@@ -133,7 +133,8 @@ def _grouped_matmul(data: str, weights: str) -> Rule:
             )
         share, more = divmod(rows, experts)
         groups = [(more, share + 1), (experts - more, share)]
-        pieces, row, expert = [], 0, 0
+        pieces: list[Value] = []
+        row = expert = 0
         for count, each in groups:
             if not count or not each:
                 continue

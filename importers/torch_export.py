@@ -111,7 +111,8 @@ def import_program(
         sha256=sha256,
         importer=importer,
         notes=(*notes, *([f"operators without a rule: {', '.join(unknown)}"] if unknown else [])),
-        **_sizes(graph),
+        batch=_size_of(graph, "batch"),
+        sequence=_size_of(graph, "sequence"),
     )
 
 
@@ -136,7 +137,7 @@ def missing_operators(module: Any, table: Mapping[str, Any]) -> set[Any]:
     """Operators of a graph, and of the graphs nested in it, that the table lacks."""
     found = set()
     for part in module.modules():
-        for node in getattr(part, "graph", None).nodes if hasattr(part, "graph") else ():
+        for node in part.graph.nodes if hasattr(part, "graph") else ():
             schema = getattr(node.target, "_schema", None)
             # What takes no tensor (a range) is a constant, whatever it computes.
             if schema is None or not any("Tensor" in str(a.type) for a in schema.arguments):
@@ -154,7 +155,9 @@ def _replaced_dtypes(program: Any, wanted: str | None) -> dict[DType, DType]:
         return {}
     target = DType.parse(wanted)
     if not target.is_float:
-        raise OpboundError(f"dtype {wanted} is not a floating-point type: weights and activations need one")
+        raise OpboundError(
+            f"dtype {wanted} is not a floating-point type: weights and activations need one"
+        )
     sizes: dict[DType, int] = {}
     for tensor in program.state_dict.values():
         dtype = DType.parse(str(tensor.dtype))
@@ -266,11 +269,10 @@ def _drop_unread(builder: GraphBuilder, outputs: Iterable[Value]) -> None:
     builder.inputs = [v for v in builder.inputs if v.kind != "constant" or v in read]
 
 
-def _sizes(graph: Graph) -> dict[str, int | None]:
-    """Batch and sequence, read off the inputs whose dims are named so."""
-    sizes: dict[str, int | None] = {"batch": None, "sequence": None}
+def _size_of(graph: Graph, meaning: str) -> int | None:
+    """The size of the first input dim that is named so."""
     for value in graph.inputs:
         for dim, size in zip(value.dim_names, value.type.shape, strict=False):
-            if dim in sizes and sizes[dim] is None:
-                sizes[dim] = size
-    return sizes
+            if dim == meaning:
+                return size
+    return None
