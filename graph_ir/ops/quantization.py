@@ -126,13 +126,16 @@ def _scales_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
 
 
 def _threshold_equation(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
-    """`... c ..., c t -> ... c ...`: every element meets all thresholds of its channel."""
+    """`... c ..., c t -> ... c ...`: every element meets all thresholds of its channel.
+
+    Counts of some of the thresholds add up, so `t` is summed over.
+    """
     shape, table = inputs[0].shape, inputs[1].shape
     axis = attrs.get("axis", 1) % max(len(shape), 1)
     dims: tuple[Dim, ...] = tuple((f"i{i}",) for i in range(len(shape)))
     sizes = {f"i{i}": n for i, n in enumerate(shape)} | {"t": table[-1]}
     channel: Dim = dims[axis] if table[0] == shape[axis] and table[0] > 1 else ()
-    return Equation((dims, (channel, ("t",))), (dims,), sizes, frozenset({"t"}), None)
+    return Equation((dims, (channel, ("t",))), (dims,), sizes)
 
 
 def _threshold_flops(node: Node) -> int:

@@ -191,6 +191,19 @@ def elementwise() -> list[Sample]:
             grads=(),
         ),
         sample(
+            "count_thresholds",
+            [a, np.sort(normal(3, 4))],
+            attrs={"axis": 1},
+            torch=_counted,
+        ),
+        sample(
+            "count_thresholds",
+            [normal(5, 3, 2), np.sort(normal(1, 4))],
+            attrs={"axis": 1},
+            label="one-table",
+            torch=lambda x, table: _counted(x.movedim(1, -1), table).movedim(-1, 1),
+        ),
+        sample(
             "adamw",
             [normal(5, 3), normal(5, 3), np.zeros((5, 3)), np.zeros((5, 3))],
             [((5, 3), "float64")] * 3,
@@ -215,6 +228,13 @@ def elementwise() -> list[Sample]:
 
 def f32(*shape: int) -> Array:
     return normal(*shape).astype(np.float32)
+
+
+def _counted(x: Any, table: Any) -> Any:
+    """How many thresholds of its channel (the last dim) each element reaches."""
+    rows = table.expand(x.shape[-1], -1)
+    columns = [torch.bucketize(x[..., c].contiguous(), rows[c], right=True) for c in range(x.shape[-1])]
+    return torch.stack(columns, dim=-1).double()
 
 
 def _adamw_step(p: Any, g: Any, *_: Any) -> Any:

@@ -17,7 +17,7 @@ from graph_ir.op_def import all_ops  # noqa: E402
 FLAT = set(
     """floor ceil round sign logical_not isnan isinf bitwise_not equal not_equal less less_equal greater
     greater_equal logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor bit_shift_left
-    bit_shift_right floor_divide fill argmax argmin histogram""".split()
+    bit_shift_right floor_divide fill argmax argmin histogram count_thresholds""".split()
 )
 NO_GRADIENT = FLAT | {
     *("all_reduce", "reduce_scatter", "all_gather", "all_to_all", "send", "recv"),
