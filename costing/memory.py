@@ -82,14 +82,9 @@ def memory_use(graph: Graph, inner: Iterable[Value] = frozenset()) -> MemoryUse:
 def backward_start(graph: Graph) -> int:
     """Index of the first node of the backward pass; past the end if there is none."""
     for i, node in enumerate(graph.nodes):
-        if pass_of(node) in ("backward", "recompute"):
+        if node.during in ("backward", "recompute"):
             return i
     return len(graph.nodes)
-
-
-def pass_of(node: Node) -> str:
-    """The pass a node belongs to; a collective's phase is its own, its pass an attribute."""
-    return str(node.attrs.get("during", node.phase))
 
 
 class _Walk:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from costing.hardware import Hardware
 from costing.kernels import Group, eager_groups, inner_values, price_graph
-from costing.memory import MemoryUse, memory_use, pass_of, stage_memory
+from costing.memory import MemoryUse, memory_use, stage_memory
 from costing.node_cost import NodePricer
 from costing.op_cost import OpCost
 from costing.schedule import PipelineTimeline, Schedule, simulate
@@ -158,6 +158,6 @@ def _transfer_s(part: PartCost) -> float:
     by_pass = {"forward": 0.0, "backward": 0.0}
     for node, cost in part.costs.items():
         if node.op == "send" and node not in part.times.once:
-            direction = "forward" if pass_of(node) == "forward" else "backward"
+            direction = "forward" if node.during == "forward" else "backward"
             by_pass[direction] += cost.time_s * node.count
     return max(by_pass.values())

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from costing.memory import backward_start, pass_of
+from costing.memory import backward_start
 from costing.op_cost import OpCost
 from graph_ir.graph import Block, Graph, Node, Value
 
@@ -140,7 +140,7 @@ def once_per_step(graph: Graph, late_sends: frozenset[str] = frozenset()) -> fro
             needed.update(node.inputs)
         elif (
             kind == "collective"
-            and pass_of(node) != "forward"
+            and node.during != "forward"
             and not any(v in graph.outputs for v in node.outputs)
         ):
             found.add(node)
@@ -152,7 +152,7 @@ def _update_nodes(graph: Graph) -> set[Node]:
     found: set[Node] = set()
     for node in graph.nodes:
         after = any(graph.producers.get(v) in found for v in node.inputs)
-        if pass_of(node) == "optimizer" or after:
+        if node.during == "optimizer" or after:
             found.add(node)
     return found
 
