@@ -152,8 +152,9 @@ def _divide(_: Attributes, a: Array, b: Array) -> Array | None:
         if (b == 0).any():
             return None
         # ONNX truncates towards zero, numpy's // rounds down.
-        return (np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))).astype(a.dtype)
-    return a / b
+        quotient = np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))
+        return np.asarray(quotient, dtype=a.dtype)
+    return np.asarray(a / b)
 
 
 def _concat(attributes: Attributes, *arrays: Array) -> Array:
@@ -168,6 +169,10 @@ def _range(_: Attributes, start: Array, limit: Array, delta: Array) -> Array | N
 
 def _expand(_: Attributes, data: Array, shape: Array) -> Array:
     return np.broadcast_to(data, np.broadcast_shapes(data.shape, tuple(shape.tolist())))
+
+
+def _where(_: Attributes, condition: Array, a: Array, b: Array) -> Array:
+    return np.asarray(np.where(condition, a, b))
 
 
 def _binary(function: Callable[..., Any]) -> Callable[..., Array]:
@@ -198,7 +203,7 @@ _RULES: Mapping[str, Callable[..., Array | None]] = {
     "Expand": _expand,
     "Gather": lambda a, data, i: np.take(data, i, axis=a.get("axis", 0)),
     "Transpose": lambda a, data: np.transpose(data, a.get("perm")),
-    "Where": lambda _, c, a, b: np.where(c, a, b),
+    "Where": _where,
     "Identity": _unary(lambda a: a),
     "Not": _unary(np.logical_not),
     "Neg": _unary(np.negative),

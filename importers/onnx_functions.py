@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from importers.onnx_values import OnnxNode, type_proto
 
 if TYPE_CHECKING:
     from onnx import FunctionProto, NodeProto
-    from onnx.defs import OpSchema
 
 
-def schema_body(node: NodeProto, resolved: OnnxNode, schema: OpSchema) -> FunctionProto | None:
-    """The function that an operator's schema defines it by, or None."""
+def schema_body(node: NodeProto, resolved: OnnxNode, schema: Any) -> FunctionProto | None:
+    """The function that an operator's schema (an onnx OpSchema) defines it by, or None."""
     from onnx import FunctionProto
 
     if schema.has_function:
-        return schema.function_body
+        body: FunctionProto = schema.function_body
+        return body
     if not schema.has_context_dependent_function:
         return None
     types = [

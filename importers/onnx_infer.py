@@ -102,7 +102,7 @@ def infer_types(
     newest = defs.get_schema(node.op_type, domain=schema.domain)
     failure: Exception | None = None
     try:
-        found = _infer(node, schema, [v and v.type for v in inputs], inputs, opsets)
+        found = _infer(node, schema, [_type_of(v, False) for v in inputs], inputs, opsets)
         # The first versions of many operators were published without shape inference.
         if all(t and t[1] is not None for t in found[:1]) or newest == schema:
             return found
@@ -110,7 +110,7 @@ def infer_types(
         failure = error
     readers = [(newest, False), (newest, True)]
     for reader, stand_in in [(schema, False), *readers] if failure else readers:
-        types = [v and (_as_float(v.type) if stand_in else v.type) for v in inputs]
+        types = [_type_of(v, stand_in) for v in inputs]
         try:
             found = _infer(_fitted(node, reader), reader, types, inputs, opsets)
         except checker.ValidationError:
@@ -169,6 +169,12 @@ def _fitted(node: NodeProto, schema: OpSchema) -> NodeProto:
     copy.attribute.extend(kept)
     del copy.output[schema.max_output :]
     return copy
+
+
+def _type_of(value: OnnxValue | None, stand_in: bool) -> TensorType | None:
+    if value is None:
+        return None
+    return _as_float(value.type) if stand_in else value.type
 
 
 def _as_float(type_: TensorType) -> TensorType:
