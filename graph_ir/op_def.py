@@ -127,7 +127,12 @@ class OpDef:
     def flops_of(self, node: Node) -> int:
         """FLOPs of one application."""
         if self.flops is None:
-            return node.equation.multiply_add_flops
+            equation = node.equation
+            # A product whose contracted dims all have size 1 still multiplies and adds.
+            product = self.kind == "contraction" and len(equation.inputs) > 1
+            return (
+                equation.elements * len(equation.inputs) if product else equation.multiply_add_flops
+            )
         if callable(self.flops):
             return self.flops(node)
         largest = max(v.type.elements for v in (*node.inputs, *node.outputs))

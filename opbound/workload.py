@@ -32,7 +32,9 @@ def workload_of(options: Options) -> Workload:
     Raises:
         MeshError: if the batch does not divide.
     """
-    replicas, stages = options.parallel.get("dp", 1), options.parallel.get("pp", 1)
+    # An expert-parallel group works on samples of its own, as data-parallel replicas do.
+    replicas = options.parallel.get("dp", 1) * options.parallel.get("ep", 1)
+    stages = options.parallel.get("pp", 1)
     pipelined = stages > 1 and options.mode == "training"
     if options.batch is None:
         if options.microbatch is None and replicas == 1 and not pipelined:
@@ -41,7 +43,7 @@ def workload_of(options: Options) -> Workload:
         return Workload(traced, PIPELINE_FILL * stages if pipelined else 1)
     if options.batch % replicas:
         raise MeshError(
-            f"dp={replicas} does not divide the batch of {options.batch}: "
+            f"{replicas} replicas (dp times ep) do not divide the batch of {options.batch}: "
             f"use --batch {-(-options.batch // replicas) * replicas}"
         )
     share = options.batch // replicas

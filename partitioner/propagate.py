@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from graph_ir.equation import Equation
@@ -26,13 +27,15 @@ class Plan:
     """Which logical axes a mesh axis splits."""
 
     mesh_axis: MeshAxis
-    axes: frozenset[Axis]
+    axes: frozenset[Axis] = frozenset()
     """Split wherever they occur."""
-    elsewhere: frozenset[Axis] = frozenset()
-    """Split in nodes and values that have none of `axes` (sequence parallelism). What is stored or comes
+    elsewhere: tuple[frozenset[Axis], ...] = ()
+    """Split in nodes and values that have none of `axes` or cannot split them, the first that works:
+    tokens in sequence parallelism, tokens and else heads in context parallelism. What is stored or comes
     from outside stays whole."""
-    batch: bool = False
-    """Whether `axes` are the batch: statistics are then taken over each device's part."""
+    batch: frozenset[Axis] = frozenset()
+    """Those of `axes` that hold the batch: statistics are taken over each device's part of it, and
+    lookups and sorts of the data itself are each device's own."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,12 @@ def local_attrs(node: Node, rule: AxisRule, parts: int) -> dict[str, Any]:
     return attrs
 
 
+def _around(dim: tuple[Axis, ...], axis: Axis) -> tuple[int, int]:
+    """Sizes of the factors of a compound dim before and after one of them."""
+    place = dim.index(axis)
+    return prod(a.size for a in dim[:place]), prod(a.size for a in dim[place + 1 :])
+
+
 class _Split:
     def __init__(self, graph: Graph, axes: LogicalAxes, plan: Plan) -> None:
         self.graph = graph
@@ -98,22 +107,29 @@ class _Split:
             if axis in self.plan.axes and own.count(axis) == 1 and not axis.blocked:
                 return Placement(axis)
         if value.kind in ("carried", "intermediate"):
-            for axis in own:
-                if axis in self.plan.elsewhere and own.count(axis) == 1 and not axis.blocked:
-                    return Placement(axis)
+            for candidates in self.plan.elsewhere:
+                for axis in own:
+                    if axis in candidates and own.count(axis) == 1 and not axis.blocked:
+                        return Placement(axis)
         return WHOLE
 
     def _choose(self, node: Node) -> AxisRule | None:
         """The rule a node runs by; None if it runs whole on every device."""
         if self.plan.batch:
-            local = self.axes.local_rule(node, self.plan.axes)
+            local = self.axes.local_rule(node, self.plan.batch)
             if local is not None:
                 return local
         own = dict.fromkeys(a for axes in self.axes.of_node(node).values() for a in axes)
-        for candidates in (self.plan.axes, self.plan.elsewhere):
+        choices = (self.plan.axes, *self.plan.elsewhere)
+        if not any(v.type.dtype.is_float for v in node.outputs):
+            # Bookkeeping of a dispatch is each device's own: there the batch goes before the experts.
+            # Token numbers and labels are small, and cut where they are needed.
+            own = dict.fromkeys(sorted(own, key=lambda axis: axis not in self.plan.batch))
+            choices = choices[:1]
+        for candidates in choices:
             for axis in own:
                 if axis in candidates:
-                    rule = self.axes.rule(node, axis, batch=self.plan.batch)
+                    rule = self.axes.rule(node, axis, batch=axis in self.plan.batch)
                     if rule is not None and (
                         candidates is self.plan.axes or self._keeps_parameters_whole(node, rule)
                     ):
@@ -175,7 +191,7 @@ class _Split:
         if not joined or (linear == "each" and node.during != "forward"):
             return False
         made = sum(v.type.elements for v in node.outputs)
-        return self.plan.batch or made <= max(v.type.elements for v in node.inputs)
+        return bool(self.plan.batch) or made <= max(v.type.elements for v in node.inputs)
 
     # --- values ---------------------------------------------------------------------------------------
 
@@ -200,14 +216,16 @@ class _Split:
         """The value as a reader wants it, through a collective if it lies otherwise.
 
         A gathered value is not kept for another phase: what the backward pass needs, it gathers again,
-        so that only the split form is stored (Korthikanti et al. 2022, section 4.2.2).
+        so that only the split form is stored (Korthikanti et al. 2022, section 4.2.2). One that is split
+        in another way is as small, and kept.
         """
         has = self.produced.get(value) or self.natural(value)
         if has == wanted:
             return self._type(value, has)
-        block = self.graph.block_of.get(reader)
         during = reader.during
-        key = (value, wanted, during, block)
+        key: tuple[Any, ...] = (value, wanted)
+        if has.axis is None or wanted.axis is None:
+            key = (value, wanted, during, self.graph.block_of.get(reader))
         found = self.converted.get(key)
         if found is None:
             found = self._convert(value, has, wanted, reader, during)
@@ -233,7 +251,9 @@ class _Split:
             "during": during,
         }
         if axis is not None:
-            attrs["dim"] = next(i for i, dim in enumerate(self.axes.of_value(value)) if axis in dim)
+            dims = self.axes.of_value(value)
+            attrs["dim"] = next(i for i, dim in enumerate(dims) if axis in dim)
+            attrs["around"] = _around(dims[attrs["dim"]], axis)
         if has.partial and has.partial != "sum":
             attrs["reduction"] = has.partial
         suffix = f"{op}.{mesh.name}"

@@ -63,6 +63,7 @@ class StepTimes:
     step_time_s: float
     exposed_communication_s: float = 0.0
     bubble_fraction: float = 0.0
+    """Share of the step in which the busiest rank waits for other stages."""
     prefill_time_s: float | None = None
     decode_time_s: float | None = None
     time_per_token_s: float | None = None
@@ -204,7 +205,7 @@ def _totals(
         parameters=parameters,
         compute_time_s=sum(row.time_s for row in rows if row.phase != "communication"),
         exposed_communication_s=times.exposed_communication_s,
-        bubble_fraction=times.bubble_fraction,
+        bubble_fraction=times.bubble_fraction / (1 - times.bubble_fraction),
         time_s=TimeSplit(by_phase=by_phase, by_bound=by_bound),
         prefill_time_s=times.prefill_time_s,
         decode_time_s=times.decode_time_s,

@@ -149,13 +149,13 @@ def _split_rows(title: str, times_s: Mapping[str, float], report: Report) -> lis
 def total_lines(report: Report) -> list[tuple[str, str]]:
     """The step in one look, as pairs of a key and a line."""
     totals = report.totals
-    bubble_s = totals.bubble_fraction * totals.step_time_s
+    bubble_s = totals.bubble_time_s
     lines = [
         (
             "step",
             f"{time_text(totals.step_time_s)} = {time_text(totals.compute_time_s)} computing, "
             f"{time_text(totals.exposed_communication_s)} exposed communication, "
-            f"{time_text(bubble_s)} pipeline bubble ({percent_text(totals.bubble_fraction)})",
+            f"{time_text(bubble_s)} pipeline bubble ({percent_text(bubble_s / totals.step_time_s)})",
         ),
         (
             "rate",

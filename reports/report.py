@@ -202,13 +202,22 @@ class Totals(Record):
     """Time of every row that is not communication."""
     exposed_communication_s: float
     bubble_fraction: float
-    """Part of the step in which the busiest rank waits for other pipeline stages."""
+    """Time in which the busiest rank waits for other pipeline stages, over the rest of the step: (p-1)/m
+    for 1F1B with p equal stages and m micro-batches.
+
+    Source: Narayanan et al. 2021, arXiv 2104.04473, section 2.2.1.
+    """
     time_s: TimeSplit
     prefill_time_s: float | None = None
     decode_time_s: float | None = None
     time_per_token_s: float | None = None
     conclusions: tuple[str, ...] = ()
     """Three sentences: what limits the model, what lifting it would gain, whether it fits."""
+
+    @property
+    def bubble_time_s(self) -> float:
+        """Time in which the busiest rank waits for other pipeline stages."""
+        return self.step_time_s * self.bubble_fraction / (1 + self.bubble_fraction)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

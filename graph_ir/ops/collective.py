@@ -1,7 +1,8 @@
 """Collectives between the devices of one mesh axis: ordinary nodes of one rank's graph.
 
 Attributes: `axis` (the mesh axis), `group_size`, `group_stride` (the group's ranks are r, r + stride,
-r + 2 stride, ...), `dim` (the tensor dim that is split or gathered). Operand and result are the rank's own
+r + 2 stride, ...), `dim` (the tensor dim that is split or gathered), `around` (sizes of that dim's factors
+before and after the one that is split, where it is a compound dim). Operand and result are the rank's own
 tensors. `bytes_communicated` is what the rank sends in a ring, which is also the least that any algorithm
 without help from the switch can send (Thakur et al. 2005, doi:10.1177/1094342005051521).
 """
@@ -59,10 +60,20 @@ def _equation(
         if made is None:
             continue
         for i, n in enumerate(made.shape):
-            if n != shape[i] or i == attrs.get("dim"):
-                fixed |= {f"t{tag}_{i}", f"r{tag}_{i}"}
-                sizes[f"r{tag}_{i}"] = n
-                dims[i] = (f"r{tag}_{i}",)
+            if n == shape[i] and i != attrs.get("dim"):
+                continue
+            before, after = f"t{tag}_{i}", f"r{tag}_{i}"
+            major, minor = attrs.get("around", (1, 1))
+            outer = (f"major{tag}",) if major > 1 else ()
+            inner = (f"minor{tag}",) if minor > 1 else ()
+            sizes |= {before: shape[i] // (major * minor), after: n // (major * minor)}
+            sizes |= {f"major{tag}": major, f"minor{tag}": minor}
+            fixed |= {before, after}
+            dims[i] = (*outer, after, *inner)
+            if given is not None:
+                whole = list(operands[-1])
+                whole[i] = (*outer, before, *inner)
+                operands[-1] = tuple(whole)
         results.append(tuple(dims))
     # A send has no result and a recv no operand: nothing of theirs is shared with another name.
     return Equation(tuple(operands), tuple(results), sizes, frozenset(fixed), None)

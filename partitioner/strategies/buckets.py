@@ -10,7 +10,7 @@ from partitioner.strategy import Strategy
 
 
 def coalesce(graph: Graph, mesh_axis: str) -> Graph:
-    """Merges all-reduces over `mesh_axis` whose results only the optimizer reads.
+    """Merges all-reduces over `mesh_axis` whose results only the optimizer (or its next reduction) reads.
 
     Those of one repeated block become one node at the block's end, the others one node where the last of
     them stood. Latency is then paid per bucket, and the bytes stay the same.
@@ -57,14 +57,17 @@ def _is_gradient(graph: Graph, node: Node, mesh_axis: str) -> bool:
     if node.op != "all_reduce" or node.attrs.get("axis") != mesh_axis:
         return False
     readers = [reader for v in node.outputs for reader in graph.users.get(v, ())]
-    return bool(readers) and all(r.phase == "optimizer" for r in readers)
+    return bool(readers) and all(
+        r.phase == "optimizer" or _is_gradient(graph, r, r.attrs.get("axis", "")) for r in readers
+    )
 
 
 def apply(graph: Graph, strategy: Strategy) -> Graph:
-    """Joins gradient all-reduces over the mesh axis `dp`."""
-    if strategy.mesh.axis("dp").size == 1:
-        return graph
-    return coalesce(graph, "dp")
+    """Joins gradient all-reduces over each mesh axis that replicates weights."""
+    for name in ("dp", "ep", "cp", "tp"):
+        if strategy.mesh.axis(name).size > 1:
+            graph = coalesce(graph, name)
+    return graph
 
 
 PASS = Pass("buckets", 60, apply)

@@ -65,7 +65,7 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
                 f"use --batch with a multiple of {mesh_axis.size}"
             )
     split = batch | reordered_axes(graph, axes, batch, mesh_axis.size)
-    return split_graph(graph, axes, Plan(mesh_axis, split, batch=True))
+    return split_graph(graph, axes, Plan(mesh_axis, split, batch=split))
 
 
 PASS = Pass("data", 30, apply)

@@ -23,8 +23,9 @@ from partitioner.strategies import Pass
 from partitioner.strategies.sequence import token_axes
 from partitioner.strategy import Strategy
 
-MIN_TABLE_SHARE = 0.01
-"""A lookup table smaller than this share of all parameters is not worth a split of its rows."""
+MIN_TABLE_SHARE = 0.1
+"""A lookup table smaller than this share of the largest one (token types beside a vocabulary) is not worth
+the all-reduce that a split of its rows costs."""
 
 
 @dataclass
@@ -62,7 +63,8 @@ def inner_axes(graph: Graph, axes: LogicalAxes) -> list[Candidate]:
             occurs[axis].append(node)
     in_weights = dict.fromkeys(a for v in graph.parameters for a in axes.all_of(v))
     data, weights = _indices_from_data(graph), _weights(graph)
-    table_bytes = MIN_TABLE_SHARE * sum(v.type.bytes * v.count for v in graph.parameters)
+    tables = [n.inputs[0] for n in forward if n.op == "gather" and n.inputs[0] in weights]
+    table_bytes = MIN_TABLE_SHARE * max((v.type.bytes for v in tables), default=0)
     found = []
     for axis in in_weights:
         candidate = Candidate(axis)
@@ -94,7 +96,7 @@ def _admits(
     )
     if not all(rule.outputs):
         if node.definition.kind == "gather":
-            large = node.inputs[0].type.bytes * node.count >= table_bytes
+            large = node.inputs[0].type.bytes >= table_bytes
             table, index = node.inputs[:2]
             lookup = table in weights and rule.inputs[0] and index in data and large
             if not lookup and node.op != "nll_loss":
@@ -232,7 +234,7 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
         raise MeshError(
             f"--sequence-parallel: tp={mesh_axis.size} does not divide the sequence of {uneven[0].size}"
         )
-    return split_graph(whole, axes, Plan(mesh_axis, frozenset(split), elsewhere))
+    return split_graph(whole, axes, Plan(mesh_axis, frozenset(split), (elsewhere,)))
 
 
 PASS = Pass("tensor", 10, apply)

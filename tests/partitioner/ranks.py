@@ -62,7 +62,7 @@ class Ranks:
 
     def axis_between(self, value: Value, shape: Sequence[int]) -> Axis | None:
         """The axis along which a part of this shape was cut out of a value."""
-        wanted = self.split.plan.axes | self.split.plan.elsewhere
+        wanted = self.split.plan.axes.union(*self.split.plan.elsewhere)
         for dim, n, m in zip(self.split.axes.of_value(value), value.type.shape, shape, strict=True):
             if n != m:
                 return next(a for a in dim if a in wanted)

@@ -27,7 +27,8 @@ def test_statistics_are_not_reduced() -> None:
     (loss,) = b.emit("reduce_mean", [y], [fp32()], {"axes": (0, 1, 2, 3)})
     graph = training_graph(b.build([loss]), optimizer="sgd")
     axes = LogicalAxes(graph)
-    plan = Plan(Mesh({"dp": 2}).axis("dp"), batch_axes(graph, axes), batch=True)
+    batch = batch_axes(graph, axes)
+    plan = Plan(Mesh({"dp": 2}).axis("dp"), batch, batch=batch)
     sent = [n for n in split_graph(graph, axes, plan).nodes if n.phase == "communication"]
     assert {n.op for n in sent} == {"all_reduce"}
     parameters = sum(v.type.bytes for v in graph.parameters)

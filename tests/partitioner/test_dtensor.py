@@ -34,7 +34,8 @@ def collectives(graph: Graph, during: str) -> Seen:
         if node.phase != "communication" or node.attrs["during"] != during:
             continue
         if len(node.inputs) > 1:
-            seen.update((node.op, v.type.bytes) for v in node.inputs)
+            for value in node.inputs:
+                seen[node.op, value.type.bytes] += node.count
         else:
             seen[node.op, message_bytes(node)] += node.count
     return seen

@@ -15,6 +15,7 @@ from ranks import Array, Ranks, Split  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+import partitioner.strategies.context  # noqa: E402
 import partitioner.strategies.data  # noqa: E402
 import partitioner.strategies.tensor  # noqa: E402
 from graph_ir.evaluate import run_graph  # noqa: E402
@@ -104,16 +105,16 @@ def split(graph: Graph, strategy: Strategy, monkeypatch: pytest.MonkeyPatch, nam
 
 
 @pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("way", ["data", "tensor", "tensor with sequence"])
+@pytest.mark.parametrize("way", ["data", "tensor", "tensor with sequence", "context"])
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_ranks_compute_their_parts(
     model: str, way: str, world: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if model == "bottleneck" and "sequence" in way:
+    if model == "bottleneck" and way in ("tensor with sequence", "context"):
         pytest.skip("an image has no sequence")
     graph = training_graph(MODELS[model](), optimizer="sgd")
     name = way.split()[0]
-    mesh = Mesh({"dp" if name == "data" else "tp": world})
+    mesh = Mesh({{"data": "dp", "tensor": "tp", "context": "cp"}[name]: world})
     strategy = Strategy(mesh, sequence_parallel="sequence" in way)
     found = split(graph, strategy, monkeypatch, name)
     given = numbers(found.whole)
