@@ -213,25 +213,9 @@ class Graph:
         return view
 
     def __str__(self) -> str:
-        lines = [f"graph {self.name}"]
-        lines += [f"  {v.kind} {v}" for v in self.inputs]
-        starts = {b.start: b for b in self.blocks}
-        stops = {b.stop for b in self.blocks}
-        indent = "  "
-        for i, node in enumerate(self.nodes):
-            if i in stops:
-                indent = "  "
-            if i in starts:
-                block = starts[i]
-                carried = ", ".join(
-                    f"%{c.argument.name} = %{c.initial.name} then %{c.result.name}"
-                    for c in block.carries
-                )
-                lines.append(f"  repeat {block.count} ({carried})")
-                indent = "    "
-            lines.append(f"{indent}{node}")
-        lines.append(f"  return {', '.join('%' + v.name for v in self.outputs)}")
-        return "\n".join(lines)
+        from graph_ir.text_format import graph_text
+
+        return graph_text(self)
 
 
 class GraphBuilder:

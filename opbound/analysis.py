@@ -37,13 +37,29 @@ def run(
     Raises:
         OpboundError: if the model, the hardware or an option cannot be used.
     """
-    analysis = _Analysis(model, options, example_inputs, progress)
+    analysis = Analysis(model, options, example_inputs, progress)
     return analysis.generation() if options.mode == "generation" else analysis.step()
 
 
-class _Analysis:
+class Analysis:
+    """One analysis of one model.
+
+    Args:
+        model: what `importers.load` takes.
+        options: what is asked for.
+        example_inputs: arguments to trace a live module with.
+        progress: is told what is being done.
+
+    Raises:
+        OpboundError: if the hardware does not exist, or the batch cannot be divided.
+    """
+
     def __init__(
-        self, model: object, options: Options, example_inputs: object, progress: Progress
+        self,
+        model: object,
+        options: Options,
+        example_inputs: object = None,
+        progress: Progress = lambda _: None,
     ) -> None:
         from costing.hardware_file import load_hardware
         from costing.node_cost import NodePricer
@@ -59,7 +75,7 @@ class _Analysis:
 
     def step(self) -> Report:
         """One step of inference or training."""
-        imported = self._import(self.options.mode, self.options.sequence)
+        imported = self.imported(self.options.mode, self.options.sequence)
         step = self._price(imported)
         times = StepTimes(
             step_time_s=step.cost.step_time_s,
@@ -80,14 +96,10 @@ class _Analysis:
 
     def generation(self) -> Report:
         """One prefill, then decode steps."""
-        prompt = self.options.prompt_tokens or DEFAULT_PROMPT_TOKENS
-        new = self.options.new_tokens or DEFAULT_NEW_TOKENS
-        # Step i finds prompt + i tokens in the cache. Its cost grows linearly with them, so the
-        # step in the middle stands for all.
-        past = prompt + new // 2
-        imported = self._import("prefill", prompt)
+        prompt, new, past = self.generated_tokens()
+        imported = self.imported("prefill", prompt)
         prefill = self._price(imported)
-        decode = self._price(self._import("decode", prompt, past))
+        decode = self._price(self.imported("decode", prompt, past))
         times = _generation_times(prefill, decode, new)
         # The cache is allocated for all tokens at the start, as inference servers do: the middle
         # step's, stretched to that length.
@@ -105,9 +117,18 @@ class _Analysis:
             lambda bound: prefill.time_without(bound) + decode.time_without(bound) * new,
         )
 
-    def _import(
+    def generated_tokens(self) -> tuple[int, int, int]:
+        """Tokens of the prompt, decode steps, and tokens in the cache of the step for all."""
+        prompt = self.options.prompt_tokens or DEFAULT_PROMPT_TOKENS
+        new = self.options.new_tokens or DEFAULT_NEW_TOKENS
+        # Step i finds prompt + i tokens in the cache. Its cost grows linearly with them, so the
+        # step in the middle stands for all.
+        return prompt, new, prompt + new // 2
+
+    def imported(
         self, mode: str, sequence: int | None, past_tokens: int | None = None
     ) -> ImportedModel:
+        """The model's forward graph of one micro-batch."""
         from importers import load
 
         self.progress(f"importing the model for {mode}")

@@ -22,7 +22,6 @@ from opbound.options import (
     parse_parallel,
 )
 
-COMMANDS = ("analyze", "hardware")
 FORMATS = ("table", "json", "csv", "markdown")
 
 _EXAMPLES = """\
@@ -80,6 +79,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"opbound {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_analyze(commands)
+    _add_graph(commands)
     _add_hardware(commands)
     return parser
 
@@ -94,6 +94,29 @@ def _add_analyze(commands: argparse._SubParsersAction[Parser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    _add_model(parser)
+    _add_sizes(parser)
+    _add_strategy(parser)
+    _add_output(parser)
+
+
+def _add_graph(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "graph",
+        help="the operator graph that is priced, as text",
+        description="Prints the operator graph of one micro-batch: every node with its results' "
+        "types, repeated layers once. With --parallel the graph of one rank per pipeline stage.",
+        allow_abbrev=False,
+    )
+    _add_model(parser)
+    _add_sizes(parser)
+    _add_strategy(parser)
+    group = parser.add_argument_group("output")
+    _add_file(group)
+    _add_rows(group, "one node per operator")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     parser.add_argument(
         "--hardware",
@@ -103,9 +126,6 @@ def _add_analyze(commands: argparse._SubParsersAction[Parser]) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument("--mode", choices=MODES, default="inference", help="default: %(default)s")
-    _add_sizes(parser)
-    _add_strategy(parser)
-    _add_output(parser)
 
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:
@@ -182,24 +202,30 @@ def _add_strategy(parser: argparse.ArgumentParser) -> None:
 def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
-    group.add_argument("-o", "--output", metavar="FILE", help="write there, whole or not at all")
+    _add_file(group)
     group.add_argument(
         "--top",
         type=_size,
         metavar="N",
         help="only the N slowest operators; JSON always has all of them",
     )
+    _add_rows(group, "one row per operator")
+
+
+def _add_file(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("-o", "--output", metavar="FILE", help="write there, whole or not at all")
+
+
+def _add_rows(group: argparse._ArgumentGroup, every: str) -> None:
     rows = group.add_mutually_exclusive_group()
     rows.add_argument(
         "--group",
         dest="every_node",
         action="store_false",
-        help="one row for the same operator of repeated layers (the default)",
+        default=False,
+        help="the same operator of repeated layers once, with a count (the default)",
     )
-    rows.add_argument(
-        "--every-node", dest="every_node", action="store_true", help="one row per operator"
-    )
-    parser.set_defaults(every_node=False)
+    rows.add_argument("--every-node", dest="every_node", action="store_true", help=every)
 
 
 def _add_hardware(commands: argparse._SubParsersAction[Parser]) -> None:

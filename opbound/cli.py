@@ -59,6 +59,8 @@ def _run(argv: Sequence[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
     if arguments.command == "analyze":
         return _analyze(arguments)
+    if arguments.command == "graph":
+        return _graph(arguments)
     if arguments.command == "hardware":
         return _hardware(arguments)
     raise OpboundError("say what to do: `opbound analyze MODEL`, `opbound hardware` or --help")
@@ -94,6 +96,23 @@ def _write(report: Report, arguments: argparse.Namespace, output: Output) -> Non
         output.show_table(report, top)
     else:
         output.write(report.to_text(top=top))
+
+
+def _graph(arguments: argparse.Namespace) -> int:
+    from opbound.arguments import options_of
+    from opbound.output import Output
+    from opbound.progress import progress
+
+    options = options_of(arguments)
+    with Output(arguments.output) as output:
+        from opbound.graph_page import graph_page
+
+        with progress() as say:
+            page = graph_page(
+                arguments.model, options, every_node=arguments.every_node, progress=say
+            )
+        output.write(page)
+    return EXIT_OK
 
 
 def _hardware(arguments: argparse.Namespace) -> int:

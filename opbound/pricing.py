@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from costing.node_cost import NodePricer
     from costing.step import StepCost
     from graph_ir.graph import Graph, Node
+    from graph_ir.partitioned import PartitionedGraph
     from reports import CostedNode
 
 
@@ -83,16 +84,10 @@ def price_step(
     from costing.schedule import Schedule
     from costing.step import step_cost
     from graph_ir.fold import fold
-    from partitioner.mesh import Mesh
-    from partitioner.partition import partition
-    from partitioner.strategy import Strategy
 
     progress("finding repeated layers")
     folded = fold(forward)
-    graph = _step_graph(folded, options, progress)
-    progress("splitting the model over the devices")
-    strategy = Strategy(Mesh(dict(options.parallel)), options.sequence_parallel, options.zero)
-    partitioned = partition(graph, strategy, lambda node: pricer.cost(node).time_s)
+    graph, partitioned = split_step(folded, options, pricer, progress)
     # A single stage knows no other order than one micro-batch after the other.
     schedule = options.schedule if len(partitioned.stages) > 1 else "1f1b"
     progress("pricing every operator")
@@ -109,6 +104,30 @@ def price_step(
         )
 
     return PricedStep(folded, price(pricer), runs, _needed_flops(graph) * runs, pricer, price)
+
+
+def split_step(
+    forward: Graph, options: Options, pricer: NodePricer, progress: Callable[[str], None]
+) -> tuple[Graph, PartitionedGraph]:
+    """The graph of one micro-batch, in training with its backward pass, and its parts.
+
+    Args:
+        forward: imported graph of one micro-batch, folded or not.
+        options: mode and strategy.
+        pricer: balances the stages of a pipeline.
+        progress: is told what is being done.
+
+    Raises:
+        OpboundError: if the strategy cannot be applied.
+    """
+    from partitioner.mesh import Mesh
+    from partitioner.partition import partition
+    from partitioner.strategy import Strategy
+
+    graph = _step_graph(forward, options, progress)
+    progress("splitting the model over the devices")
+    strategy = Strategy(Mesh(dict(options.parallel)), options.sequence_parallel, options.zero)
+    return graph, partition(graph, strategy, lambda node: pricer.cost(node).time_s)
 
 
 def _step_graph(forward: Graph, options: Options, progress: Callable[[str], None]) -> Graph:
