@@ -75,12 +75,6 @@ def local_attrs(node: Node, rule: AxisRule, parts: int) -> dict[str, Any]:
     return attrs
 
 
-def _around(dim: tuple[Axis, ...], axis: Axis) -> tuple[int, int]:
-    """Sizes of the factors of a compound dim before and after one of them."""
-    place = dim.index(axis)
-    return prod(a.size for a in dim[:place]), prod(a.size for a in dim[place + 1 :])
-
-
 class _Split:
     def __init__(self, graph: Graph, axes: LogicalAxes, plan: Plan) -> None:
         self.graph = graph
@@ -253,7 +247,7 @@ class _Split:
         if axis is not None:
             dims = self.axes.of_value(value)
             attrs["dim"] = next(i for i, dim in enumerate(dims) if axis in dim)
-            attrs["around"] = _around(dims[attrs["dim"]], axis)
+            attrs["around"] = self._around(dims[attrs["dim"]], axis, has.axis)
         if has.partial and has.partial != "sum":
             attrs["reduction"] = has.partial
         suffix = f"{op}.{mesh.name}"
@@ -278,6 +272,19 @@ class _Split:
             )
         )
         return result
+
+    def _around(self, dim: tuple[Axis, ...], axis: Axis, other: Axis | None) -> tuple[int, int]:
+        """Sizes of a compound dim's factors before and after what a collective exchanges."""
+        place = dim.index(axis)
+        before, after = (prod(a.size for a in part) for part in (dim[:place], dim[place + 1 :]))
+        if other is None or other is axis or other not in dim:
+            return before, after
+        # An exchange between neighbouring factors moves a block of the minor one for one of the major.
+        first, second = sorted((place, dim.index(other)))
+        if second != first + 1:
+            return 1, 1
+        behind = prod(a.size for a in dim[second + 1 :])
+        return prod(a.size for a in dim[:first]), dim[second].size // self.parts * behind
 
     def _part(
         self, value: Value, source: Value, target: Value, wanted: Placement, near: Node

@@ -9,14 +9,14 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from graph_ir.errors import MeshError  # noqa: E402
-from graph_ir.fold import fold  # noqa: E402
-from graph_ir.graph import Graph, Node  # noqa: E402
-from graph_ir.training import training_graph  # noqa: E402
-from importers import load  # noqa: E402
-from partitioner.mesh import Mesh  # noqa: E402
-from partitioner.partition import partition  # noqa: E402
-from partitioner.strategy import Strategy  # noqa: E402
+from graph_ir.errors import MeshError
+from graph_ir.fold import fold
+from graph_ir.graph import Graph, Node
+from graph_ir.training import training_graph
+from importers import load
+from partitioner.mesh import Mesh
+from partitioner.partition import partition
+from partitioner.strategy import Strategy
 
 LAYERS, EXPERTS, TOP, WIDTH, INNER, TOKENS = 3, 8, 2, 64, 96, 4 * 32
 
