@@ -6,7 +6,7 @@ inside its own functions, so loading an ONNX file never pays for torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,6 +24,10 @@ def load(
     batch: int | None = None,
     sequence: int | None = None,
     dims: Mapping[str, int] | None = None,
+    trip_counts: Mapping[str, int] | None = None,
+    branches: Mapping[str, str] | None = None,
+    values: Mapping[str, Sequence[float]] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
     dtype: str | None = None,
     mode: str = "inference",
     past_tokens: int | None = None,
@@ -38,6 +42,11 @@ def load(
         batch: global batch size; None keeps the model's own.
         sequence: tokens per sample; None keeps the model's own.
         dims: sizes of named dynamic dims.
+        trip_counts: how often loops run whose end the data decides, by name (ONNX only, as the
+            next three).
+        branches: "then" or "else" for each If by name; without it the dearer branch counts.
+        values: elements of tensors on which shapes depend, by name.
+        input_shapes: shapes of inputs by name.
         dtype: replaces the model's floating-point dtypes, for example "bf16".
         mode: one of `MODES`.
         past_tokens: with mode "decode", tokens already in the KV cache.
@@ -63,17 +72,24 @@ def load(
         batch=batch,
         sequence=sequence,
         dims=MappingProxyType(dict(dims or {})),
+        trip_counts=MappingProxyType(dict(trip_counts or {})),
+        branches=MappingProxyType(dict(branches or {})),
+        values=MappingProxyType(dict(values or {})),
+        input_shapes=MappingProxyType(dict(input_shapes or {})),
         dtype=dtype,
         mode=mode,
         past_tokens=past_tokens,
         allow_unknown=allow_unknown,
     )
+    _check_answers(options)
     if not isinstance(model, str | Path):
+        _only_onnx(options)
         from importers.torch_importer import import_torch
 
         return import_torch(model, options, example_inputs=example_inputs)
     text = str(model)
     if text.startswith("hf:"):
+        _only_onnx(options)
         from importers.huggingface import import_huggingface
 
         return import_huggingface(text.removeprefix("hf:"), options)
@@ -81,6 +97,7 @@ def load(
     if path.suffix == ".pt2" or (
         ":" in text and not path.exists() and path.suffix not in _ONNX_SUFFIXES
     ):
+        _only_onnx(options)
         from importers.torch_importer import import_torch
 
         return import_torch(
@@ -94,3 +111,29 @@ def load(
         f"cannot find model {text!r}: give the path of an .onnx or .pt2 file, hf:NAME, "
         "or package.module:factory"
     )
+
+
+def _check_answers(options: ImportOptions) -> None:
+    """Raises OpboundError for answers that fit no model."""
+    for name, trips in options.trip_counts.items():
+        if isinstance(trips, bool) or not isinstance(trips, int) or trips < 0:
+            raise OpboundError(f"trip count {name}={trips!r} is no count: give 0 or more")
+    for name, branch in options.branches.items():
+        if branch not in ("then", "else"):
+            raise OpboundError(f"branch {name}={branch!r} does not exist: use then or else")
+    for name, shape in options.input_shapes.items():
+        if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
+            raise OpboundError(f"input {name}={shape!r} is no shape: give positive whole numbers")
+
+
+def _only_onnx(options: ImportOptions) -> None:
+    """Raises OpboundError for answers that only an ONNX model asks for."""
+    given = {
+        "--trip-count": options.trip_counts,
+        "--branch": options.branches,
+        "--value": options.values,
+        "--input": options.input_shapes,
+    }
+    for option, answers in given.items():
+        if answers:
+            raise OpboundError(f"{option} applies to ONNX models only: leave it out")

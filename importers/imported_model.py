@@ -6,7 +6,7 @@ without importing each other's libraries.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -30,6 +30,18 @@ class ImportOptions:
 
     dims: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     """Sizes of named dynamic dims (ONNX `dim_param`), for example {"height": 640}."""
+
+    trip_counts: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """How often loops run, by the loop's name, where the data decides it."""
+
+    branches: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Which branch of an If counts ("then" or "else"), by the If's name."""
+
+    values: Mapping[str, Sequence[float]] = field(default_factory=lambda: MappingProxyType({}))
+    """Elements of tensors on which shapes depend, row by row, by the tensor's name."""
+
+    input_shapes: Mapping[str, Sequence[int]] = field(default_factory=lambda: MappingProxyType({}))
+    """Shapes of inputs by name; they bind all of an input's dynamic dims at once."""
 
     dtype: str | None = None
     """Name of the dtype that replaces the model's floating-point dtypes, for example "bf16"."""

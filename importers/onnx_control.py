@@ -8,14 +8,14 @@ step.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graph_ir.errors import DimensionError, ModelFileError
+from graph_ir.errors import DimensionError, ModelFileError, OpboundError, UnknownOperatorError
 from graph_ir.tensor_type import DType, TensorType
 from importers.onnx_constants import Special
+from importers.onnx_names import name_of
 from importers.onnx_scope import Scope
 from importers.onnx_sequences import join
 from importers.onnx_values import OnnxNode, OnnxValue
@@ -43,76 +43,76 @@ def _if(resolver: Resolver, node: NodeProto, resolved: OnnxNode, scope: Scope) -
     branches: dict[str, GraphProto] = {
         part: resolved.attributes[f"{part}_branch"] for part in ("then", "else")
     }
-    if condition is not None and condition.data is not None:
+    chosen = resolver.answers.branch(name_of(node), resolved.name)
+    if chosen is None and condition is not None and condition.data is not None:
         part = "then" if condition.data.any() else "else"
         outputs = resolver.graph(branches[part], _inner(resolved, scope, part), [])
     else:
-        outputs = _dearer_branch(resolver, resolved, scope, branches)
+        outputs = _dearer_branch(resolver, resolved, scope, branches, chosen)
     for name, value in zip(node.output, outputs, strict=False):
         if name:
             scope.values[name] = value
 
 
 def _dearer_branch(
-    resolver: Resolver, resolved: OnnxNode, scope: Scope, branches: Mapping[str, GraphProto]
+    resolver: Resolver,
+    resolved: OnnxNode,
+    scope: Scope,
+    branches: Mapping[str, GraphProto],
+    chosen: str | None,
 ) -> list[OnnxValue]:
-    """Resolves both branches and keeps the one with more work."""
+    """Resolves both branches and keeps the chosen one, else the one with more work."""
     before, notes = resolver.nodes, dict(resolver.notes)
     tried: dict[str, tuple[int, list[OnnxNode], list[OnnxValue], dict[str, None]]] = {}
-    failure: ModelFileError | None = None
+    failure: OpboundError | None = None
     for part, branch in branches.items():
         resolver.nodes, resolver.notes = [], dict(notes)
         try:
             outputs = resolver.graph(branch, _inner(resolved, scope, part), [])
-            tried[part] = (_work(resolver.nodes), resolver.nodes, outputs, resolver.notes)
-        except ModelFileError as error:
+            flops = resolver.flops_of(resolver.nodes)
+            tried[part] = (flops, resolver.nodes, outputs, resolver.notes)
+        except (ModelFileError, DimensionError, UnknownOperatorError) as error:
             # A branch for other inputs (another sampling rate) need not fit the given sizes.
+            if part == chosen or (not isinstance(error, ModelFileError) and chosen is None):
+                raise
             failure = error
     resolver.nodes, resolver.notes = before, notes
     if not tried:
         raise failure or ModelFileError(f"{resolved.label} has no branches")
-    part = max(tried, key=lambda p: tried[p][0])
+    part = chosen or max(tried, key=lambda p: tried[p][0])
     _, nodes, outputs, resolver.notes = tried[part]
     resolver.nodes.extend(nodes)
-    if tried.keys() == branches.keys() and len({t[0] for t in tried.values()}) > 1:
-        reason = "the dearer one"
+    costs = ", ".join(f"{p} {t[0]:,} FLOPs" for p, t in tried.items())
+    if chosen is not None:
+        reason = "as asked for"
+    elif len(tried) == 1:
+        reason = "the only one that fits the sizes"
     else:
-        reason = "the only one that fits the sizes" if len(tried) == 1 else "as dear as the other"
-    resolver.notes[f"The {part} branch of {resolved.label} is counted: it is {reason}."] = None
+        equal = len({t[0] for t in tried.values()}) == 1
+        reason = "as dear as the other" if equal else "the dearer one"
+        reason += "; --branch takes the other"
+    resolver.notes[f"The {part} branch of {resolved.label} is counted, {reason} ({costs})."] = None
     return outputs
 
 
-def _work(nodes: list[OnnxNode]) -> int:
-    """A rough amount of work, to compare branches: products for contractions, else elements."""
-    total = 0
-    for node in nodes:
-        out = node.outputs[0].type.elements if node.outputs and node.outputs[0] else 0
-        second = node.input(1)
-        inner = 1
-        if node.op_type in ("MatMul", "Gemm", "MatMulInteger") and node.inputs[0] is not None:
-            inner = node.inputs[0].shape[-1] if node.inputs[0].shape else 1
-        elif "Conv" in node.op_type and second is not None:
-            inner = prod(second.shape[1:])
-        elif node.op_type in ("LSTM", "GRU", "RNN") and second is not None:
-            inner = second.type.elements
-        total += (1 + inner) * out * node.count
-    return total
-
-
 def _trips(
-    resolver: Resolver, resolved: OnnxNode, limit: int | None, condition: OnnxValue | None
+    resolver: Resolver,
+    node: NodeProto,
+    resolved: OnnxNode,
+    limit: int | None,
+    condition: OnnxValue | None,
 ) -> int:
     """How often a Loop runs: what the user says, else its limit where that is a real one."""
-    name = f"{resolved.name}.trips"
-    given = resolver.binder.lookup(name)
+    name = name_of(node)
+    given = resolver.answers.trip_count(name, resolved.name)
     if given is not None:
         return given
     if condition is not None and condition.data is not None and not condition.data.any():
         return 0
     if limit is not None and limit <= _MAX_TRIPS:
-        return limit
+        return max(limit, 0)
     raise DimensionError(
-        f"{resolved.label}: the data decides how often it loops; give --dim '{name}=INT'"
+        f"{resolved.label}: the data decides how often it loops; give --trip-count '{name}=N'"
     )
 
 
@@ -123,7 +123,7 @@ def _known_int(value: OnnxValue | None) -> int | None:
 def _loop(resolver: Resolver, node: NodeProto, resolved: OnnxNode, scope: Scope) -> None:
     body: GraphProto = resolved.attributes["body"]
     condition = resolved.input(1)
-    trips = _trips(resolver, resolved, _known_int(resolved.input(0)), condition)
+    trips = _trips(resolver, node, resolved, _known_int(resolved.input(0)), condition)
     carried = [v for v in resolved.inputs[2:] if v is not None]
     collected: list[list[OnnxValue]] = [[] for _ in body.output[1 + len(carried) :]]
     if condition is None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from graph_ir.errors import DimensionError, ModelFileError, did_you_mean
 from graph_ir.tensor_type import TensorType
+from importers.onnx_answers import INPUT, Answers
 from importers.onnx_values import OnnxValue, checked_shape, dtype_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class DimBinder:
 
     def __init__(self, options: ImportOptions) -> None:
         self.options = options
+        self.answers = Answers(options)
         self.bound: dict[str, int] = {}
         """Sizes of the dims that were needed so far."""
         self._given = dict(options.dims)
@@ -53,6 +55,8 @@ class DimBinder:
         weights = {t.name for t in graph.initializer}
         infos = [i for i in graph.input if i.name not in weights]
         raw = [(info, self._raw_dims(info)) for info in infos]
+        for info, dims in raw:
+            self._bind_shape(info.name, dims)
         self._known |= {d for _, dims in raw for d in dims if isinstance(d, str)}
         self._check_given()
         self._bind_by_role([(i, d) for i, d in raw])
@@ -66,7 +70,8 @@ class DimBinder:
             in_file = None
             if self.static_batch is not None and names[:1] == ("batch",):
                 in_file = type_.with_shape((self.static_batch[0], *type_.shape[1:]))
-            values.append(OnnxValue(info.name, type_, "input", None, names, in_file))
+            data = self.answers.contents(type_, info.name)
+            values.append(OnnxValue(info.name, type_, "input", data, names, in_file))
         return values
 
     def size_of(self, name: str, where: str) -> int:
@@ -111,15 +116,35 @@ class DimBinder:
             if name not in self._known and "." not in name:
                 raise DimensionError(_no_such_dim(name, self._known))
 
+    def _bind_shape(self, name: str, dims: list[int | str]) -> None:
+        """Gives the sizes of --input to the dims of an input.
+
+        Raises:
+            DimensionError: they contradict the file or another option.
+        """
+        shape = self.answers.input_shape(name)
+        if shape is None:
+            return
+        if len(shape) != len(dims):
+            raise DimensionError(
+                f"{INPUT} {name}: {len(shape)} sizes are given, but it has {len(dims)} dims"
+            )
+        for dim, size in zip(dims, shape, strict=True):
+            known = self._given.setdefault(dim, size) if isinstance(dim, str) else dim
+            if known != size:
+                raise DimensionError(
+                    f"{INPUT} {name}: a dim of {size} is given where {dim!r} is {known}"
+                )
+
     def _raw_dims(self, info: ValueInfoProto) -> list[int | str]:
         tensor = _tensor_type(info)
         if not tensor.HasField("shape"):
-            given = self.all_of(info.name)
-            if given:
+            given = self.answers.input_shape(info.name) or self.all_of(info.name)
+            if given is not None:
                 return [f"{info.name}.{n}" for n in range(len(given))]
             raise DimensionError(
-                f"input {info.name!r} has no shape in the file: give the size of each of its dims, "
-                f"--dim '{info.name}.0=...' and so on"
+                f"input {info.name!r} has no shape in the file: give {INPUT} '{info.name}=SHAPE', "
+                "for example 1x3x224x224"
             )
         dims: list[int | str] = []
         for n, dim in enumerate(tensor.shape.dim):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from graph_ir.graph import Graph, GraphBuilder, Value
 from graph_ir.op_def import all_ops
 from graph_ir.tensor_type import DType
 from importers.imported_model import ImportedModel, ImportOptions
+from importers.onnx_caches import mark_caches
 from importers.onnx_dims import DimBinder
 from importers.onnx_file import read_onnx
 from importers.onnx_ops import RULES, Emitter, families
@@ -54,7 +56,7 @@ def import_onnx(path: str | Path, options: ImportOptions) -> ImportedModel:
     path = Path(path)
     file = read_onnx(path)
     binder = DimBinder(_step(options))
-    resolver = Resolver(file.model, binder, _has_rule, TYPE_RULES)
+    resolver = Resolver(file.model, binder, _has_rule, TYPE_RULES, partial(_flops_of, options))
     try:
         graph = _build(resolver, file.model, path.stem, options)
     except OpboundError as error:
@@ -114,7 +116,21 @@ def _build(resolver: Resolver, model: ModelProto, name: str, options: ImportOpti
             # A weight that is only handed out is none that can be trained.
             result = emitter.operand(value, "constant")
             results.append(result if result.kind == "intermediate" else _copied(builder, result))
+    results = mark_caches(builder, results, [v.name for v in outputs if v.sequence is None])
     return builder.build(results)
+
+
+def _flops_of(options: ImportOptions, nodes: Sequence[OnnxNode]) -> int:
+    """FLOPs of some of a model's nodes, to compare the branches of an If."""
+    builder = GraphBuilder()
+    dtype = DType.parse(options.dtype) if options.dtype else None
+    emitter = Emitter(builder, dtype=dtype)
+    for node in nodes:
+        for value in node.inputs:
+            if value is not None and value.sequence is None:
+                emitter.ensure(value)
+        _translate(emitter, node, options)
+    return sum(n.flops * n.count for n in builder.nodes)
 
 
 def _copied(builder: GraphBuilder, value: Value) -> Value:

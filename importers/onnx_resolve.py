@@ -47,8 +47,11 @@ class Resolver:
         binder: DimBinder,
         has_rule: Callable[[str, str, int], bool],
         type_rules: Mapping[tuple[str, str], TypeRule],
+        flops_of: Callable[[list[OnnxNode]], int],
     ) -> None:
         self.binder = binder
+        self.answers = binder.answers
+        self.flops_of = flops_of
         self.has_rule = has_rule
         self.functions: dict[tuple[str, str], FunctionProto] = {
             (canonical_domain(f.domain), f.name): f for f in model.functions
@@ -85,6 +88,7 @@ class Resolver:
         _check_unique(graph)
         outputs = self.graph(graph, Scope(self.opsets), inputs)
         self.binder.check_all_used()
+        self.answers.check_all_used()
         return inputs, outputs
 
     def graph(
@@ -226,8 +230,8 @@ class Resolver:
         if types is None and known:
             result = scope.prefix + node.output[0]
             raise DimensionError(
-                f"{resolved.label}: the shape of {result!r} depends on data: give each of its dims, "
-                f"--dim '{result}.0=INT' and so on"
+                f"{resolved.label}: the shape of {result!r} depends on data: give "
+                f"{_deciding(resolved)}each of its dims, --dim '{result}.0=INT' and so on"
             )
         if types is None:
             place = f" in module {resolved.module!r}" if resolved.module else ""
@@ -241,7 +245,8 @@ class Resolver:
             if not name or type_ is None:
                 resolved.outputs.append(None)
                 continue
-            value = OnnxValue(scope.prefix + name, type_, in_file=old)
+            data = self.answers.contents(type_, name, scope.prefix + name)
+            value = OnnxValue(scope.prefix + name, type_, data=data, in_file=old)
             scope.values[name] = value
             resolved.outputs.append(value)
         self.nodes.append(resolved)
@@ -279,6 +284,16 @@ class Resolver:
         for formal, actual in zip(function.output, node.output, strict=False):
             if actual:
                 scope.values[actual] = self._result(formal, inner)
+
+
+def _deciding(node: OnnxNode) -> str:
+    """The option that says what the operand holds on which the node's shapes depend."""
+    unknown = [
+        v.name
+        for v in node.inputs[1:]
+        if v is not None and v.data is None and v.dtype.kind == "int" and len(v.shape) <= 1
+    ]
+    return f"--value '{unknown[0]}=...', or " if unknown else ""
 
 
 def _check_unique(graph: GraphProto) -> None:

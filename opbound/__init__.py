@@ -8,7 +8,7 @@ print(report)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from graph_ir.errors import OpboundError
@@ -30,6 +30,10 @@ def analyze(
     batch: int | None = None,
     sequence: int | None = None,
     dims: Mapping[str, int] | None = None,
+    trip_counts: Mapping[str, int] | None = None,
+    branches: Mapping[str, str] | None = None,
+    values: Mapping[str, Sequence[float]] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
     dtype: str | None = None,
     parallel: str | Mapping[str, int] | None = None,
     sequence_parallel: bool = False,
@@ -56,6 +60,11 @@ def analyze(
         batch: samples in the global batch; None keeps the model's own.
         sequence: tokens per sample; None keeps the model's own.
         dims: sizes of named dynamic dims.
+        trip_counts: how often loops run whose end the data decides, by name (ONNX models only, as
+            the next three).
+        branches: which branch of an If counts, `then` or `else`, by name; without it the dearer one.
+        values: what tensors hold on which shapes depend, by name.
+        input_shapes: shapes of inputs, by name.
         dtype: replaces the model's floating-point dtypes, for example `bf16`.
         parallel: sizes of the mesh axes, as `"dp=2,tp=8,pp=4"` or as a mapping.
         sequence_parallel: shard the sequence where tensor parallelism does not.
@@ -83,6 +92,10 @@ def analyze(
         batch=batch,
         sequence=sequence,
         dims=dict(dims or {}),
+        trip_counts=dict(trip_counts or {}),
+        branches=dict(branches or {}),
+        values=dict(values or {}),
+        input_shapes=dict(input_shapes or {}),
         dtype=dtype,
         parallel=parse_parallel(parallel) if isinstance(parallel, str) else dict(parallel or {}),
         sequence_parallel=sequence_parallel,

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from graph_ir.errors import OpboundError, did_you_mean
 from opbound._version import __version__
+from opbound.model_answers import add_answer_options, answers_of
 from opbound.options import (
     DEFAULT_HARDWARE,
     DEFAULT_NEW_TOKENS,
@@ -80,6 +81,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_analyze(commands)
     _add_graph(commands)
+    _add_annotate(commands)
     _add_hardware(commands)
     return parser
 
@@ -116,8 +118,39 @@ def _add_graph(commands: argparse._SubParsersAction[Parser]) -> None:
     _add_rows(group, "one node per operator")
 
 
+def _add_annotate(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "annotate",
+        help="an ONNX file with the figures on every node, for Netron",
+        description="Analyses an ONNX file on one device and writes a copy in which every node "
+        "carries its time, bound, FLOPs and bytes as metadata. Viewers show it, runtimes skip it.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help="an ONNX file")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", required=True, help="the copy, whole or not at all"
+    )
+    _add_device(parser)
+    _add_sizes(parser, generation=False)
+    _add_execution(parser.add_argument_group("execution"))
+    # One device runs the model once: what `options_of` reads besides.
+    parser.set_defaults(
+        **dict.fromkeys(("prompt_tokens", "new_tokens", "microbatch", "parallel", "optimizer")),
+        mode="inference",
+        sequence_parallel=False,
+        zero=0,
+        schedule="1f1b",
+        recompute="none",
+    )
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    _add_device(parser)
+    parser.add_argument("--mode", choices=MODES, default="inference", help="default: %(default)s")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hardware",
         default=DEFAULT_HARDWARE,
@@ -125,13 +158,26 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="a shipped device or cluster (see `opbound hardware`) or your own YAML file "
         "(default: %(default)s)",
     )
-    parser.add_argument("--mode", choices=MODES, default="inference", help="default: %(default)s")
 
 
-def _add_sizes(parser: argparse.ArgumentParser) -> None:
+def _add_sizes(parser: argparse.ArgumentParser, *, generation: bool = True) -> None:
     group = parser.add_argument_group("sizes")
     group.add_argument("--batch", type=_size, metavar="N", help="samples in the global batch")
     group.add_argument("--sequence", type=_size, metavar="N", help="tokens per sample")
+    if generation:
+        _add_generation(group)
+    group.add_argument(
+        "--dim",
+        action="append",
+        default=[],
+        metavar="NAME=INT",
+        help="size of a dynamic dim of the model; may be repeated",
+    )
+    add_answer_options(group)
+    group.add_argument("--dtype", metavar="NAME", help="replaces the model's float dtypes: bf16")
+
+
+def _add_generation(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--prompt-tokens",
         type=_size,
@@ -144,14 +190,6 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"decode steps, in generation mode (default: {DEFAULT_NEW_TOKENS})",
     )
-    group.add_argument(
-        "--dim",
-        action="append",
-        default=[],
-        metavar="NAME=INT",
-        help="size of a dynamic dim of the model; may be repeated",
-    )
-    group.add_argument("--dtype", metavar="NAME", help="replaces the model's float dtypes: bf16")
 
 
 def _add_strategy(parser: argparse.ArgumentParser) -> None:
@@ -186,6 +224,10 @@ def _add_strategy(parser: argparse.ArgumentParser) -> None:
         "--recompute", choices=RECOMPUTE, default="none", help="default: %(default)s"
     )
     group.add_argument("--optimizer", choices=OPTIMIZERS, help="in training mode (default: adamw)")
+    _add_execution(group)
+
+
+def _add_execution(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--execution",
         choices=EXECUTION,
@@ -268,6 +310,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         optimizer=arguments.optimizer,
         execution=arguments.execution,
         allow_unknown=arguments.allow_unknown,
+        **answers_of(arguments),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -44,6 +44,14 @@ class Options:
     """Tokens per sample; None keeps the model's own length."""
     dims: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     """Sizes of named dynamic dims."""
+    trip_counts: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """How often loops of an ONNX model run, by name, where the data decides it."""
+    branches: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Which branch of an If counts, `then` or `else`, by name."""
+    values: Mapping[str, Sequence[float]] = field(default_factory=lambda: MappingProxyType({}))
+    """What tensors hold on which shapes depend, by name."""
+    input_shapes: Mapping[str, Sequence[int]] = field(default_factory=lambda: MappingProxyType({}))
+    """Shapes of inputs, by name."""
     dtype: str | None = None
     """Replaces the model's floating-point dtypes, for example bf16."""
     parallel: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))

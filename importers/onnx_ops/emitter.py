@@ -61,12 +61,8 @@ class Emitter:
 
     def add_input(self, value: OnnxValue) -> Value:
         """Adds an input of the model."""
-        is_cache = "past" in value.name and len(value.shape) >= 3
         result = self.builder.add_input(
-            value.name,
-            self.type_of(value.type),
-            dim_names=value.dim_names,
-            role="kv_cache" if is_cache else "",
+            value.name, self.type_of(value.type), dim_names=value.dim_names
         )
         self.define(value, result)
         return result
@@ -96,6 +92,11 @@ class Emitter:
             )
             self.define(value, found)
         return found
+
+    def ensure(self, value: OnnxValue) -> None:
+        """Adds a tensor as an input if nothing here has produced it."""
+        if value not in self._values and value.origin == "computed" and value.data is None:
+            self.define(value, self.builder.add_input(value.name, self.type_of(value.type)))
 
     def operands(self, node: OnnxNode) -> list[Value]:
         """All operands that are present."""

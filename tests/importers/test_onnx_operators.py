@@ -138,6 +138,6 @@ def test_a_loop_that_the_data_ends_asks_for_its_trips(onnx_model):
         "(int64 i, bool c, float[2] a) => (bool d, float[2] o) { d = Identity (c) o = Relu (a) }> }"
     )
     path = onnx_model(text)
-    with pytest.raises(DimensionError, match=r"y\.trips=INT"):
+    with pytest.raises(DimensionError, match=r"--trip-count 'y=N'"):
         load(path)
-    assert len(load(path, dims={"y.trips": 5}).graph.nodes) == 5
+    assert len(load(path, trip_counts={"y": 5}).graph.nodes) == 5
