@@ -11,67 +11,29 @@ One mesh axis at a time: the result is an ordinary graph of one rank, on which t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 from graph_ir.equation import Equation
 from graph_ir.graph import Block, Carry, Graph, Node, Value
+from graph_ir.localize import local_equation
 from graph_ir.logical_axes import Axis, AxisRule, LogicalAxes
-from graph_ir.ops.reduction import mean_divisor
-from partitioner.mesh import MeshAxis
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which logical axes a mesh axis splits."""
-
-    mesh_axis: MeshAxis
-    axes: frozenset[Axis] = frozenset()
-    """Split wherever they occur."""
-    elsewhere: tuple[frozenset[Axis], ...] = ()
-    """Split in nodes and values that have none of `axes` or cannot split them, the first that works:
-    tokens in sequence parallelism, tokens and else heads in context parallelism. What is stored or comes
-    from outside stays whole."""
-    batch: frozenset[Axis] = frozenset()
-    """Those of `axes` that hold the batch: statistics are taken over each device's part of it, and
-    lookups and sorts of the data itself are each device's own."""
-
-
-@dataclass(frozen=True)
-class Placement:
-    """How a value lies over the mesh axis: split along `axis`, a partial term, or whole."""
-
-    axis: Axis | None = None
-    partial: str | None = None
-
-    def __str__(self) -> str:
-        return "P" if self.partial else f"S({self.axis.index})" if self.axis else "R"
-
-
-WHOLE = Placement()
-
-
-def split_size(size: int, axis: Axis, parts: int) -> int:
-    """Size of a dim (or name) that holds `axis` on the rank with the largest part."""
-    return size // axis.size * -(-axis.size // parts)
+from partitioner.placements import WHOLE, Placement, Placements, Plan, split_size
 
 
 def local_attrs(node: Node, rule: AxisRule, parts: int) -> dict[str, Any]:
     """Attributes of a node that runs on its part of the axis."""
     attrs = dict(node.attrs)
+    if not rule.name:
+        return attrs
     axis = next(a for a in (*rule.inputs, *rule.outputs) if a is not None)
-    equation = attrs.get("equation")
-    if isinstance(equation, Equation) and rule.name:
-        sizes = dict(equation.sizes)
-        sizes[rule.name] = split_size(sizes[rule.name], axis, parts)
-        attrs["equation"] = replace(equation, sizes=sizes)
-    if node.op == "reduce_mean" and None in rule.outputs:
-        attrs["divisor"] = mean_divisor(node)
-    elif node.op in ("nll_loss", "nll_loss_backward"):
-        attrs.setdefault("divisor", node.inputs[1].type.elements)
-    if "groups" in attrs and rule.name == "g":
-        attrs["groups"] = split_size(attrs["groups"], axis, parts)
+    length = split_size(node.equation.sizes[rule.name], axis, parts)
+    localize = node.definition.localize
+    if localize is not None:
+        attrs.update(localize(node, rule.name, 0, length))
+    if isinstance(attrs.get("equation"), Equation):
+        attrs["equation"] = local_equation(node.equation, rule.name, length)
     return attrs
 
 
@@ -81,111 +43,11 @@ class _Split:
         self.axes = axes
         self.plan = plan
         self.parts = plan.mesh_axis.size
-        self.rules = {node: self._choose(node) for node in graph.nodes}
-        self._handed_on = {v for c in graph.carries.values() for v in (c.initial, c.result)}
-        # A scalar that only leaves the graph is a loss to log: data-parallel training leaves it local.
-        self._read = {*graph.users, *self._handed_on}
-        self._read |= {v for v in graph.outputs if v.type.elements > 1}
-        self.deferred = self._deferred()
+        self.choices = Placements(graph, axes, plan)
         self.nodes: list[Node] = []
         self.produced: dict[Value, Placement] = {}
         self.local: dict[tuple[Value, Placement], Value] = {}
         self.converted: dict[tuple[Any, ...], Value] = {}
-
-    # --- decisions ------------------------------------------------------------------------------------
-
-    def natural(self, value: Value) -> Placement:
-        """Where a value is split when nothing else is asked of it."""
-        own = self.axes.all_of(value)
-        for axis in own:
-            if axis in self.plan.axes and own.count(axis) == 1 and not axis.blocked:
-                return Placement(axis)
-        if value.kind in ("carried", "intermediate"):
-            for candidates in self.plan.elsewhere:
-                for axis in own:
-                    if axis in candidates and own.count(axis) == 1 and not axis.blocked:
-                        return Placement(axis)
-        return WHOLE
-
-    def _choose(self, node: Node) -> AxisRule | None:
-        """The rule a node runs by; None if it runs whole on every device."""
-        if self.plan.batch:
-            local = self.axes.local_rule(node, self.plan.batch)
-            if local is not None:
-                return local
-        own = dict.fromkeys(a for axes in self.axes.of_node(node).values() for a in axes)
-        choices = (self.plan.axes, *self.plan.elsewhere)
-        if not any(v.type.dtype.is_float for v in node.outputs):
-            # Bookkeeping of a dispatch is each device's own: there the batch goes before the experts.
-            # Token numbers and labels are small, and cut where they are needed.
-            own = dict.fromkeys(sorted(own, key=lambda axis: axis not in self.plan.batch))
-            choices = choices[:1]
-        for candidates in choices:
-            for axis in own:
-                if axis in candidates:
-                    rule = self.axes.rule(node, axis, batch=axis in self.plan.batch)
-                    if rule is not None and (
-                        candidates is self.plan.axes or self._keeps_parameters_whole(node, rule)
-                    ):
-                        return rule
-        return None
-
-    def _keeps_parameters_whole(self, node: Node, rule: AxisRule) -> bool:
-        stored = ("parameter", "buffer", "state")
-        return not any(
-            s and v.kind in stored for s, v in zip(rule.inputs, node.inputs, strict=True)
-        )
-
-    def _deferred(self) -> set[Value]:
-        """Partial values whose reduction can wait, because all their readers are linear in them."""
-        partial: set[Value] = set()
-        for node in self.graph.nodes:
-            rule = self.rules[node]
-            if rule is not None and rule.partial:
-                partial.update(
-                    v for v, axis in zip(node.outputs, rule.outputs, strict=True) if axis is None
-                )
-            if self._passes(node, partial):
-                partial.update(node.outputs)
-        fixed = self._handed_on | set(self.graph.outputs)
-        users = self.graph.users
-        deferred = {v for v in partial if v not in fixed and v in users}
-        while True:
-            kept = {
-                v
-                for v in deferred
-                if all(self._passes(n, deferred) and self._same_block(v, n) for n in users[v])
-            }
-            if kept == deferred:
-                return kept
-            deferred = kept
-
-    def _same_block(self, value: Value, reader: Node) -> bool:
-        producer = self.graph.producers[value]
-        return self.graph.block_of.get(producer) is self.graph.block_of.get(reader)
-
-    def _passes(self, node: Node, partial: set[Value]) -> bool:
-        """Whether the node's results are partial terms if these values are, and it pays to wait.
-
-        It does not pay to send more than what came in, except for a weight's gradient, which is
-        exchanged as a whole, nor to repeat a product on every term, nor to reduce on several paths.
-        """
-        linear = node.definition.linear_of(node)
-        terms = [v for v in node.inputs if v in partial]
-        rest = [v for v in node.inputs if v not in partial]
-        if linear is None or not terms or node.definition.kind == "contraction":
-            return False
-        if linear == "jointly":
-            joined = not rest
-        else:
-            alone = len(terms) == 1 and all(self.natural(v) == WHOLE for v in rest)
-            once = alone and len(self.graph.users[terms[0]]) == 1
-            joined = once and (linear == "each" or terms[0] is node.inputs[0])
-        # Frameworks reduce activations' gradients before they use them in products.
-        if not joined or (linear == "each" and node.during != "forward"):
-            return False
-        made = sum(v.type.elements for v in node.outputs)
-        return bool(self.plan.batch) or made <= max(v.type.elements for v in node.inputs)
 
     # --- values ---------------------------------------------------------------------------------------
 
@@ -213,7 +75,7 @@ class _Split:
         so that only the split form is stored (Korthikanti et al. 2022, section 4.2.2). One that is split
         in another way is as small, and kept.
         """
-        has = self.produced.get(value) or self.natural(value)
+        has = self.produced.get(value) or self.choices.natural(value)
         if has == wanted:
             return self._type(value, has)
         during = reader.during
@@ -319,21 +181,21 @@ class _Split:
             block = starts.get(index)
             if block is not None:
                 for carry in block.carries:
-                    self.produced[carry.argument] = self.natural(carry.argument)
-                    wanted = self.natural(carry.argument)
+                    self.produced[carry.argument] = self.choices.natural(carry.argument)
+                    wanted = self.choices.natural(carry.argument)
                     before = replace(node, count=1, instances=(), instance_modules=())
                     initials[carry] = self._outside(carry.initial, wanted, before)
                 bounds[block] = len(self.nodes)
             self._node(node)
         if len(self.graph.nodes) in stops:
             blocks.append(self._close(stops[len(self.graph.nodes)], bounds, initials))
-        inputs = tuple(self._type(v, self.natural(v)) for v in self.graph.inputs)
+        inputs = tuple(self._type(v, self.choices.natural(v)) for v in self.graph.inputs)
         outputs = tuple(self._returned(v) for v in self.graph.outputs)
         return Graph(tuple(self.nodes), inputs, outputs, tuple(blocks), self.graph.name)
 
     def _returned(self, value: Value) -> Value:
         """A result of the graph. Inference delivers whole results, but for the batch and the caches."""
-        has = self.produced.get(value) or self.natural(value)
+        has = self.produced.get(value) or self.choices.natural(value)
         producer = self.graph.producers.get(value)
         inference = all(
             n.phase == "forward" for n in self.graph.nodes if n.phase != "communication"
@@ -346,7 +208,7 @@ class _Split:
 
     def _outside(self, value: Value, wanted: Placement, near: Node) -> Value:
         """A carried value before its block, as the block wants it."""
-        has = self.produced.get(value) or self.natural(value)
+        has = self.produced.get(value) or self.choices.natural(value)
         if has == wanted:
             return self._type(value, has)
         return self._convert(value, has, wanted, near, near.phase)
@@ -355,22 +217,24 @@ class _Split:
         last = self.graph.nodes[block.stop - 1]
         carries = []
         for carry in block.carries:
-            wanted = self.natural(carry.argument)
+            wanted = self.choices.natural(carry.argument)
             result = self.read(carry.result, wanted, last)
             carries.append(Carry(self._type(carry.argument, wanted), initials[carry], result))
         collected = frozenset(
-            self._type(v, self.produced.get(v) or self.natural(v)) for v in block.collected
+            self._type(v, self.produced.get(v) or self.choices.natural(v)) for v in block.collected
         )
         return Block(bounds[block], len(self.nodes), block.count, tuple(carries), collected)
 
     def _node(self, node: Node) -> None:
-        if self._passes(node, self.deferred):
+        if self.choices.passes(node, self.choices.deferred):
             term = Placement(partial="sum")
-            self._emit(node, None, [term if v in self.deferred else WHOLE for v in node.inputs])
+            self._emit(
+                node, None, [term if v in self.choices.deferred else WHOLE for v in node.inputs]
+            )
             for value in node.outputs:
                 self._finish(value, Placement(partial="sum"), node)
             return
-        rule = self.rules[node]
+        rule = self.choices.rules[node]
         if rule is None:
             self._emit(node, None, [WHOLE] * len(node.inputs))
             for value in node.outputs:
@@ -386,25 +250,13 @@ class _Split:
     def _finish(self, value: Value, placement: Placement, node: Node) -> None:
         """Reduces a partial value at once, unless all its readers can wait."""
         self.produced[value] = placement
-        if value in self.deferred or value not in self._read:
+        if value in self.choices.deferred or value not in self.choices.read:
             return
-        wanted = self._target(value)
+        wanted = self.choices.target(value)
         during = node.during
         result = self._convert(value, placement, wanted, node, during)
         self.produced[value] = wanted
         self.local[value, wanted] = result
-
-    def _target(self, value: Value) -> Placement:
-        """What a partial value is reduced to: whole if all its readers want it whole."""
-        natural = self.natural(value)
-        if natural == WHOLE or value in self._handed_on:
-            return natural
-        for reader in self.graph.users.get(value, ()):
-            rule = self.rules[reader]
-            places = [v is value for v in reader.inputs]
-            if rule and any(p and s for p, s in zip(places, rule.inputs, strict=True)):
-                return natural
-        return WHOLE
 
     def _emit(self, node: Node, rule: AxisRule | None, wanted: Iterable[Placement]) -> None:
         operands = tuple(self.read(v, p, node) for v, p in zip(node.inputs, wanted, strict=True))

@@ -9,7 +9,8 @@ from __future__ import annotations
 from graph_ir.errors import MeshError
 from graph_ir.graph import Graph
 from graph_ir.logical_axes import Axis, LogicalAxes
-from partitioner.propagate import Plan, split_graph
+from partitioner.placements import Plan
+from partitioner.propagate import split_graph
 from partitioner.strategies import Pass
 from partitioner.strategy import Strategy
 

@@ -18,7 +18,8 @@ from graph_ir.errors import MeshError
 from graph_ir.graph import Graph, Node, Value
 from graph_ir.logical_axes import Axis, LogicalAxes
 from partitioner.mesh import MeshAxis
-from partitioner.propagate import Plan, split_graph
+from partitioner.placements import Plan
+from partitioner.propagate import split_graph
 from partitioner.strategies import Pass
 from partitioner.strategies.sequence import token_axes
 from partitioner.strategy import Strategy

@@ -19,7 +19,7 @@ from graph_ir.evaluate import run_node
 from graph_ir.graph import Graph, Node, Value
 from graph_ir.localize import join_arrays, ranges, shard_array
 from graph_ir.logical_axes import Axis, LogicalAxes
-from partitioner.propagate import Plan
+from partitioner.placements import Plan
 
 Array = NDArray[Any]
 _TERMS = {"sum": np.add, "max": np.maximum, "min": np.minimum, "prod": np.multiply}

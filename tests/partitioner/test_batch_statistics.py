@@ -7,7 +7,8 @@ from graph_ir.logical_axes import LogicalAxes
 from graph_ir.tensor_type import DType, TensorType
 from graph_ir.training import training_graph
 from partitioner.mesh import Mesh
-from partitioner.propagate import Plan, split_graph
+from partitioner.placements import Plan
+from partitioner.propagate import split_graph
 from partitioner.strategies.data import batch_axes
 
 

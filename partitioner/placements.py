@@ -1,0 +1,176 @@
+"""Where every value of a graph lies on one mesh axis, and by which rule every node runs.
+
+Decisions only: `propagate` carries them out. A plan names the logical axes to split; a node that has one of
+them runs split along it, by the rule of its equation; all others run whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graph_ir.graph import Graph, Node, Value
+from graph_ir.logical_axes import Axis, AxisRule, LogicalAxes
+from partitioner.mesh import MeshAxis
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which logical axes a mesh axis splits."""
+
+    mesh_axis: MeshAxis
+    axes: frozenset[Axis] = frozenset()
+    """Split wherever they occur."""
+    elsewhere: tuple[frozenset[Axis], ...] = ()
+    """Split in nodes and values that have none of `axes` or cannot split them, the first that works:
+    tokens in sequence parallelism, tokens and else heads in context parallelism. What is stored or comes
+    from outside stays whole."""
+    batch: frozenset[Axis] = frozenset()
+    """Those of `axes` that hold the batch: statistics are taken over each device's part of it, and
+    lookups and sorts of the data itself are each device's own."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a value lies over the mesh axis: split along `axis`, a partial term, or whole."""
+
+    axis: Axis | None = None
+    partial: str | None = None
+
+    def __str__(self) -> str:
+        return "P" if self.partial else f"S({self.axis.index})" if self.axis else "R"
+
+
+WHOLE = Placement()
+
+
+def split_size(size: int, axis: Axis, parts: int) -> int:
+    """Size of a dim (or name) that holds `axis` on the rank with the largest part."""
+    return size // axis.size * -(-axis.size // parts)
+
+
+class Placements:
+    """The decisions for one plan.
+
+    Args:
+        graph: any graph, whole or already split over other mesh axes.
+        axes: its logical axes.
+        plan: what to split.
+    """
+
+    def __init__(self, graph: Graph, axes: LogicalAxes, plan: Plan) -> None:
+        self.graph = graph
+        self.axes = axes
+        self.plan = plan
+        self.rules = {node: self._choose(node) for node in graph.nodes}
+        """The rule each node runs by; None: it runs whole on every device."""
+        self.handed_on = {v for c in graph.carries.values() for v in (c.initial, c.result)}
+        """What a repeated block receives and leaves."""
+        # A scalar that only leaves the graph is a loss to log: data-parallel training leaves it local.
+        self.read = {*graph.users, *self.handed_on}
+        """Values that matter to anyone."""
+        self.read |= {v for v in graph.outputs if v.type.elements > 1}
+        self.deferred = self._deferred()
+        """Partial values whose reduction can wait, because all their readers are linear in them."""
+
+    def natural(self, value: Value) -> Placement:
+        """Where a value is split when nothing else is asked of it."""
+        own = self.axes.all_of(value)
+        for axis in own:
+            if axis in self.plan.axes and own.count(axis) == 1 and not axis.blocked:
+                return Placement(axis)
+        if value.kind in ("carried", "intermediate"):
+            for candidates in self.plan.elsewhere:
+                for axis in own:
+                    if axis in candidates and own.count(axis) == 1 and not axis.blocked:
+                        return Placement(axis)
+        return WHOLE
+
+    def _choose(self, node: Node) -> AxisRule | None:
+        if self.plan.batch:
+            local = self.axes.local_rule(node, self.plan.batch)
+            if local is not None:
+                return local
+        own = dict.fromkeys(a for axes in self.axes.of_node(node).values() for a in axes)
+        choices = (self.plan.axes, *self.plan.elsewhere)
+        if not any(v.type.dtype.is_float for v in node.outputs):
+            # Bookkeeping of a dispatch is each device's own: there the batch goes before the experts.
+            # Token numbers and labels are small, and cut where they are needed.
+            own = dict.fromkeys(sorted(own, key=lambda axis: axis not in self.plan.batch))
+            choices = choices[:1]
+        for candidates in choices:
+            for axis in own:
+                if axis in candidates:
+                    rule = self.axes.rule(node, axis, batch=axis in self.plan.batch)
+                    if rule is not None and (
+                        candidates is self.plan.axes or self._keeps_parameters_whole(node, rule)
+                    ):
+                        return rule
+        return None
+
+    def _keeps_parameters_whole(self, node: Node, rule: AxisRule) -> bool:
+        stored = ("parameter", "buffer", "state")
+        return not any(
+            s and v.kind in stored for s, v in zip(rule.inputs, node.inputs, strict=True)
+        )
+
+    def _deferred(self) -> set[Value]:
+        partial: set[Value] = set()
+        for node in self.graph.nodes:
+            rule = self.rules[node]
+            if rule is not None and rule.partial:
+                partial.update(
+                    v for v, axis in zip(node.outputs, rule.outputs, strict=True) if axis is None
+                )
+            if self.passes(node, partial):
+                partial.update(node.outputs)
+        fixed = self.handed_on | set(self.graph.outputs)
+        users = self.graph.users
+        deferred = {v for v in partial if v not in fixed and v in users}
+        while True:
+            kept = {
+                v
+                for v in deferred
+                if all(self.passes(n, deferred) and self._same_block(v, n) for n in users[v])
+            }
+            if kept == deferred:
+                return kept
+            deferred = kept
+
+    def _same_block(self, value: Value, reader: Node) -> bool:
+        producer = self.graph.producers[value]
+        return self.graph.block_of.get(producer) is self.graph.block_of.get(reader)
+
+    def passes(self, node: Node, partial: set[Value]) -> bool:
+        """Whether the node's results are partial terms if these values are, and it pays to wait.
+
+        It does not pay to send more than what came in, except for a weight's gradient, which is
+        exchanged as a whole, nor to repeat a product on every term, nor to reduce on several paths.
+        """
+        linear = node.definition.linear_of(node)
+        terms = [v for v in node.inputs if v in partial]
+        rest = [v for v in node.inputs if v not in partial]
+        if linear is None or not terms or node.definition.kind == "contraction":
+            return False
+        if linear == "jointly":
+            joined = not rest
+        else:
+            alone = len(terms) == 1 and all(self.natural(v) == WHOLE for v in rest)
+            once = alone and len(self.graph.users[terms[0]]) == 1
+            joined = once and (linear == "each" or terms[0] is node.inputs[0])
+        # Frameworks reduce activations' gradients before they use them in products.
+        if not joined or (linear == "each" and node.during != "forward"):
+            return False
+        made = sum(v.type.elements for v in node.outputs)
+        return bool(self.plan.batch) or made <= max(v.type.elements for v in node.inputs)
+
+    def target(self, value: Value) -> Placement:
+        """What a partial value is reduced to: whole if all its readers want it whole."""
+        natural = self.natural(value)
+        if natural == WHOLE or value in self.handed_on:
+            return natural
+        for reader in self.graph.users.get(value, ()):
+            rule = self.rules[reader]
+            places = [v is value for v in reader.inputs]
+            if rule and any(p and s for p, s in zip(places, rule.inputs, strict=True)):
+                return natural
+        return WHOLE
