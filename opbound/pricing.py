@@ -85,6 +85,11 @@ def price_step(
     from costing.step import step_cost
     from graph_ir.fold import fold
 
+    if options.execution == "fused":
+        from graph_ir.canonicalize import canonicalize
+
+        progress("recognising operators that were written out")
+        forward = canonicalize(forward, training=options.mode == "training")
     progress("finding repeated layers")
     folded = fold(forward)
     graph, partitioned = split_step(folded, options, pricer, progress)

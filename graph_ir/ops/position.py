@@ -1,15 +1,22 @@
 """Rotary position embedding as one kernel (Su et al. 2021, arXiv 2104.09864).
 
-Operands x[b, ..., d] and whatever holds positions, cosines and sines; the head dim is needed whole.
+Operands x[b, ..., d] and whatever holds positions, cosines and sines; the head dim is needed whole. With
+the attribute `rotate` = 'half' the tables are the cosines and sines themselves, broadcast to x: the result
+is x cos + (-x2, x1) sin for the halves x1, x2 of x; with `transposed` it is what the gradient needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from graph_ir.equation import Dim, Equation
+from graph_ir.evaluate import Array
 from graph_ir.op_def import OpDef, register
+from graph_ir.ops.elementwise import broadcast_equation
 from graph_ir.tensor_type import TensorType
 
 if TYPE_CHECKING:
@@ -20,7 +27,13 @@ if TYPE_CHECKING:
 def _equation(
     inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Mapping[str, Any]
 ) -> Equation:
-    """`b ... d, tables -> b ... d`: rows can be split, the tables are read whole."""
+    """`b ... d, tables -> b ... d`: rows can be split, the tables are read whole.
+
+    Tables that broadcast to x are split with it, all but the head dim.
+    """
+    if "rotate" in attrs:
+        broadcast = broadcast_equation(inputs, outputs, attrs)
+        return replace(broadcast, replicated=frozenset(broadcast.inputs[0][-1]))
     dims: tuple[Dim, ...] = tuple((f"i{i}",) for i in range(len(inputs[0].shape)))
     sizes = {f"i{i}": n for i, n in enumerate(inputs[0].shape)}
     fixed = {f"i{i}" for i in range(1, len(dims))}
@@ -40,8 +53,22 @@ def _gradient(
     if grads[0] is None:
         return [None] * len(node.inputs)
     operands = [grads[0], *node.inputs[1:]]
-    found = b.emit(node, "rotary_embedding", operands, [node.inputs[0].type], node.attrs)
+    attrs = dict(node.attrs)
+    if "rotate" in attrs:
+        attrs["transposed"] = not attrs.get("transposed")
+    found = b.emit(node, "rotary_embedding", operands, [node.inputs[0].type], attrs)
     return [*found, *[None] * (len(node.inputs) - 1)]
+
+
+def _evaluate(node: Node, x: Array, *tables: Array) -> Array:
+    if node.attrs.get("rotate") != "half":
+        raise NotImplementedError("a rotary embedding by position tables has no numpy evaluation")
+    cos, sin = tables
+    turned = x * sin if node.attrs.get("transposed") else x
+    first, second = np.split(turned, 2, axis=-1)
+    if node.attrs.get("transposed"):
+        return np.asarray(x * cos + np.concatenate((second, -first), axis=-1))
+    return np.asarray(x * cos + np.concatenate((-second, first), axis=-1) * sin)
 
 
 def _picked_bytes(node: Node) -> int:
@@ -59,6 +86,7 @@ register(
         flops=3,
         engine="vector",
         gradient=_gradient,
+        evaluate=_evaluate,
         bytes_read=_picked_bytes,
     )
 )

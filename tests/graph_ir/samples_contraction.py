@@ -174,4 +174,24 @@ def attention() -> list[Sample]:
         attention_sample(3, 3, 4, 7, scale=0.2, mask=normal(4, 7), label="bias"),
         attention_sample(6, 3, 4, 7, mask=normal(2, 6, 4, 7), label="full-bias"),
         attention_sample(6, 3, 4, 7, mask=np.arange(7) < [[[[5]]], [[[7]]]], label="padding"),
+        *rotary(),
+    ]
+
+
+def rotary() -> list[Sample]:
+    def run(x: Any, cos: Any, sin: Any) -> Any:
+        first, second = x.chunk(2, dim=-1)
+        return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+    x = normal(2, 3, 5, 4)
+    return [
+        sample(
+            "rotary_embedding",
+            [x, normal(*shape), normal(*shape)],
+            attrs={"rotate": "half"},
+            torch=run,
+            label=label,
+            grads=(0,),
+        )
+        for label, shape in (("shared", (5, 4)), ("per-sample", (2, 1, 5, 4)))
     ]

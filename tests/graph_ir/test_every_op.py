@@ -37,7 +37,6 @@ NOT_EVALUATED = {
     **dict.fromkeys(
         ("gather_nd", "gather_nd_backward", "scatter_nd"), "what the indices mean is the frontend's"
     ),
-    "rotary_embedding": "what the tables hold is the frontend's",
     "apply_scales": "which elements share a scale is the frontend's",
     "fft": "how complex numbers lie in memory is the frontend's",
     "deform_conv": "sampling positions are data",

@@ -1,0 +1,34 @@
+"""One canonical operator for one meaning, whichever frontend wrote the graph.
+
+A layer norm that an exporter wrote out in nine operators, or an attention made of two matrix products and a
+softmax, becomes the one operator that a fusing compiler runs as one kernel.
+"""
+
+from __future__ import annotations
+
+from graph_ir.backward import required_gradients
+from graph_ir.graph import Graph
+from graph_ir.patterns import activation, attention, group_norm, norm, rotary, softmax
+from graph_ir.patterns.rewrite import Pattern, Rewriter
+
+PATTERNS: tuple[Pattern, ...] = (
+    *norm.PATTERNS,
+    *group_norm.PATTERNS,
+    *activation.PATTERNS,
+    *softmax.PATTERNS,
+    *rotary.PATTERNS,
+    *attention.PATTERNS,
+)
+
+
+def canonicalize(graph: Graph, *, training: bool = False) -> Graph:
+    """Replaces what patterns recognise by canonical operators.
+
+    Args:
+        graph: a forward graph, folded or not. Folding cuts a model where it likes, so a pattern across two
+            layers is only seen in an unfolded one.
+        training: whether a backward pass will be derived: canonical operators then also make what it
+            reads, and what would lose a gradient stays as it is.
+    """
+    required = required_gradients(graph) if training else None
+    return Rewriter(graph, PATTERNS, required).run()

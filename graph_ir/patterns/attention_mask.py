@@ -1,0 +1,112 @@
+"""Masks between the two products of an attention: what is added to the scores, and what is cut out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from graph_ir.graph import Value
+from graph_ir.patterns.match import number_of
+from graph_ir.patterns.rewrite import Replacement
+from graph_ir.tensor_type import DType, TensorType
+
+# Below this, exp of a score is zero even beside the largest scores in half precision.
+_CUT = -1e4
+
+
+@dataclass(frozen=True)
+class Mask:
+    """One step that masks scores."""
+
+    how: Literal["add", "keep", "drop"]
+    """Added to the scores; or true where scores are kept, or where they are dropped."""
+    value: Value
+    scores: tuple[int, ...]
+    """Shape of the scores that it broadcasts to."""
+    fill: Value | None = None
+    """What dropped scores become."""
+
+
+def cuts(value: Value, r: Replacement) -> bool:
+    """Whether a score of this value leaves nothing after the softmax."""
+    number = number_of(value)
+    maker = r.producers.get(value)
+    if number is None and maker is not None and maker.op == "fill":
+        number = float(maker.attrs.get("value", 0))
+    return number is not None and number <= _CUT and value.type.elements == 1
+
+
+def combine(
+    masks: Sequence[Mask], r: Replacement, full: tuple[int, int, int, int]
+) -> tuple[Value | None, bool] | None:
+    """One mask that does what several do, first ones first.
+
+    Args:
+        masks: in the order they are applied.
+        r: where helpers are emitted.
+        full: [batch, heads, queries, keys].
+
+    Returns:
+        The mask, or None, and whether it is the causal one; None if they cannot be put into one.
+    """
+    total: Value | None = None
+    fill: Value | None = None
+    causal = False
+    for mask in masks:
+        if _is_causal(mask, full):
+            causal = True
+            continue
+        value = _four_dims(mask, r, full)
+        if value is None:
+            return None
+        if mask.how == "drop":
+            value = r.emit("kept", "logical_not", [value], value.type)
+        if total is None:
+            total, fill = value, mask.fill
+            continue
+        shape = np.broadcast_shapes(total.type.shape, value.type.shape)
+        both = [total, value]
+        if mask.how == "add" and total.type.dtype is not DType.BOOL:
+            total = r.emit("mask", "add", both, total.type.with_shape(shape))
+        elif mask.how != "add" and total.type.dtype is DType.BOOL:
+            total = r.emit("mask", "logical_and", both, total.type.with_shape(shape))
+        else:
+            kept, added = both if mask.how == "add" else reversed(both)
+            filler = fill if mask.how == "add" else mask.fill
+            if filler is None:
+                return None
+            made = TensorType(shape, added.type.dtype)
+            total = r.emit("mask", "where", [kept, added, filler], made)
+    return total, causal
+
+
+def _four_dims(mask: Mask, r: Replacement, full: tuple[int, int, int, int]) -> Value | None:
+    """A mask as it broadcasts to [batch, heads, queries, keys]."""
+    batch, heads = full[:2]
+    shape = (*[1] * (len(mask.scores) - len(mask.value.type.shape)), *mask.value.type.shape)
+    lead = {
+        4: shape[:2] if mask.scores[:2] == (batch, heads) else None,
+        3: (1, 1) if shape[0] == 1 else (batch, heads),
+        2: (1, 1),
+    }.get(len(mask.scores))
+    if lead is None:
+        return None
+    return r.view(mask.value, (*lead, *shape[-2:]), "mask_view")
+
+
+def _is_causal(mask: Mask, full: tuple[int, int, int, int]) -> bool:
+    """Whether a mask is known to hide exactly what comes after each query."""
+    data, (s, t) = mask.value.data, full[2:]
+    if data is None or mask.value.kind not in ("constant", "buffer"):
+        return False
+    table = np.asarray(data)
+    if table.shape[-2:] != (s, t) or table.size != s * t or s < 2:
+        return False
+    table = table.reshape(s, t)
+    seen = np.tril(np.ones((s, t), dtype=bool), max(t - s, 0))
+    if mask.how == "add":
+        return bool(np.all(table[seen] == 0) and np.all(table[~seen] <= _CUT))
+    return bool(np.array_equal(table.astype(bool), seen if mask.how == "keep" else ~seen))

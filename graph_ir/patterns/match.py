@@ -1,0 +1,143 @@
+"""Matches a term against the operators that make a tensor.
+
+A match walks from the last operator to its operands and looks at nothing else, so its price does not grow
+with the graph. Values inside of a match vanish with it; so nothing outside may read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import isclose
+
+from graph_ir.graph import Node, Value
+from graph_ir.patterns.term import COMMUTATIVE, Apply, Either, Number, Term, Var
+
+Argument = Value | float
+# Constants of half-precision models carry their rounding.
+_TOLERANCE = 2e-3
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a term's names stand for."""
+
+    values: Mapping[str, Value] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    inner: frozenset[Node] = frozenset()
+    """Every node of the match, the last one included."""
+
+
+def plain(value: Value, producers: Mapping[Value, Node]) -> Value:
+    """A tensor before it was widened: a fused kernel widens what it reads by itself."""
+    node = producers.get(value)
+    while node is not None and node.op == "cast":
+        (source,) = node.inputs
+        narrow, wide = source.type.dtype, value.type.dtype
+        if not (narrow.is_float and wide.is_float and narrow.bits <= wide.bits):
+            break
+        value, node = source, producers.get(source)
+    return value
+
+
+def number_of(argument: Argument) -> float | None:
+    """The number that an operand is known to be."""
+    if not isinstance(argument, Value):
+        return float(argument)
+    if argument.kind not in ("constant", "buffer") or argument.data is None:
+        return None
+    if argument.type.elements != 1 or not argument.type.dtype.is_float:
+        return None
+    return float(argument.data.reshape(-1)[0])
+
+
+def arguments(node: Node) -> list[Argument]:
+    """A node's operands, with the attribute `scalar` at its place."""
+    found: list[Argument] = list(node.inputs)
+    if "scalar" in node.attrs:
+        found.insert(0 if node.attrs.get("scalar_first") else 1, node.attrs["scalar"])
+    return found
+
+
+class Matcher:
+    """Matches terms in one graph."""
+
+    def __init__(self, producers: Mapping[Value, Node]) -> None:
+        self.producers = producers
+
+    def matches(self, term: Term, node: Node) -> Iterator[Match]:
+        """All ways in which a node is the last operator of a term."""
+        if isinstance(term, Either):
+            for option in term.options:
+                yield from self.matches(option, node)
+        elif isinstance(term, Apply):
+            yield from self._apply(term, node, node.outputs[0], Match())
+
+    def _term(self, term: Term, argument: Argument, match: Match) -> Iterator[Match]:
+        if isinstance(term, Either):
+            for option in term.options:
+                yield from self._term(option, argument, match)
+        elif isinstance(term, Number):
+            yield from _number(term, argument, match)
+        elif isinstance(argument, Value):
+            if isinstance(term, Var):
+                yield from self._var(term, argument, match)
+            elif isinstance(term, Apply):
+                yield from self._behind_casts(term, argument, match)
+
+    def _var(self, term: Var, argument: Value, match: Match) -> Iterator[Match]:
+        value = plain(argument, self.producers)
+        known = match.values.get(term.name)
+        if known is None:
+            yield replace(match, values={**match.values, term.name: value})
+        elif known is value:
+            yield match
+
+    def _behind_casts(self, term: Apply, value: Value, match: Match) -> Iterator[Match]:
+        casts: set[Node] = set()
+        node = self.producers.get(value)
+        while node is not None and node.op == "cast" and "cast" not in term.ops:
+            (source,) = node.inputs
+            if not (source.type.dtype.is_float and value.type.dtype.is_float):
+                return
+            casts.add(node)
+            value, node = source, self.producers.get(source)
+        if node is not None:
+            inner = match.inner | casts if casts else match.inner
+            yield from self._apply(term, node, value, replace(match, inner=inner))
+
+    def _apply(self, term: Apply, node: Node, value: Value, match: Match) -> Iterator[Match]:
+        if node.op not in term.ops or node.outputs[term.output : term.output + 1] != (value,):
+            return
+        if term.where is not None and not term.where(node):
+            return
+        nodes = {**match.nodes, term.name: node} if term.name else match.nodes
+        match = replace(match, nodes=nodes, inner=match.inner | {node})
+        if not term.args:
+            yield match
+            return
+        given = arguments(node)
+        if len(given) != len(term.args):
+            return
+        yield from self._all(term.args, given, match)
+        if len(given) == 2 and node.op in COMMUTATIVE:
+            yield from self._all(term.args, given[::-1], match)
+
+    def _all(self, terms: tuple[Term, ...], given: list[Argument], match: Match) -> Iterator[Match]:
+        if not terms:
+            yield match
+            return
+        for found in self._term(terms[0], given[0], match):
+            yield from self._all(terms[1:], given[1:], found)
+
+
+def _number(term: Number, argument: Argument, match: Match) -> Iterator[Match]:
+    number = number_of(argument)
+    if number is None:
+        return
+    if term.value is not None:
+        if isclose(number, term.value, rel_tol=_TOLERANCE):
+            yield match
+    elif match.numbers.get(term.name, number) == number:
+        yield replace(match, numbers={**match.numbers, term.name: number})
