@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from graph_ir.errors import MeshError, did_you_mean
+from graph_ir.errors import MeshError
 
 ORDER = ("tp", "cp", "ep", "dp", "pp")
 """Innermost first: neighbouring ranks share a node, so the axis that communicates most comes first
@@ -30,10 +30,6 @@ class Mesh:
 
     def __post_init__(self) -> None:
         for name, size in self.sizes.items():
-            if name not in ORDER:
-                raise MeshError(
-                    f"unknown mesh axis {name!r} in --parallel; {did_you_mean(name, ORDER)}"
-                )
             if size < 1:
                 raise MeshError(f"mesh axis {name} has size {size}; give a positive number")
 
@@ -45,7 +41,9 @@ class Mesh:
     def axis(self, name: str) -> MeshAxis:
         """The axis of that name; size 1 if the mesh does not have it."""
         stride = 1
-        for other in ORDER:
+        # An axis that a further strategy brings lies between replicas and pipeline stages.
+        further = sorted(set(self.sizes) - set(ORDER))
+        for other in (*ORDER[:-1], *further, ORDER[-1]):
             if other == name:
                 break
             stride *= self.sizes.get(other, 1)

@@ -129,7 +129,7 @@ def test_a_strategy_is_one_file(folder):
     code = """
 import opbound
 whole = opbound.analyze("hf:gpt2", sequence=256)
-part = opbound.analyze("hf:gpt2", sequence=256, parallel="cp=4")
+part = opbound.analyze("hf:gpt2", sequence=256, parallel="sp=4")
 products = [sum(row.flops for row in report.operators if row.op in ("matmul", "linear"))
             for report in (whole, part)]
 print(products[0] / products[1])
