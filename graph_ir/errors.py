@@ -35,7 +35,13 @@ class MeshError(OpboundError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns '; did you mean X?' for the closest known word, else the known words."""
+    """Returns 'did you mean X?' for the closest known word, else the known words.
+
+    >>> did_you_mean("h100", ["h100-sxm-80gb", "b200"])
+    "did you mean 'h100-sxm-80gb'?"
+    """
     names = sorted(known)
-    close = get_close_matches(word, names, n=1, cutoff=0.5)
+    # The beginning of a long name is closer to it than another word of the same length.
+    begun = sorted((n for n in names if len(word) > 1 and n.startswith(word)), key=len)
+    close = begun or get_close_matches(word, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"

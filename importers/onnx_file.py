@@ -52,7 +52,7 @@ def read_onnx(path: Path) -> OnnxFile:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             head = file.read(64)
-            if _is_text(head, path):
+            if is_text(head, path):
                 model = _parse_text(path, size)
             else:
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -70,7 +70,8 @@ def read_onnx(path: Path) -> OnnxFile:
     return OnnxFile(model, path, sha256, tuple(_external_notes(model.graph, path)))
 
 
-def _is_text(head: bytes, path: Path) -> bool:
+def is_text(head: bytes, path: Path) -> bool:
+    """Whether a file that begins with `head` is a model in one of the text forms."""
     if path.suffix in (".onnxtxt", ".pbtxt", ".textproto", ".prototxt", ".txt"):
         return True
     start = head.lstrip()

@@ -21,7 +21,7 @@ STRIPPED_KEY = "opbound.stripped_bytes"
 """Key of the external_data entry that says how many bytes of raw_data a tensor had ("typed" when
 its payload was in a typed field such as float_data)."""
 
-_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
+_VARINT, _FIXED64, LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 _TENSOR = "TensorProto"
 
 # Message -> field number -> message of the fields through which tensors are reached.
@@ -65,10 +65,14 @@ def _varint(data: mmap.mmap | bytes, position: int, end: int) -> tuple[int, int]
     raise WireError(f"the file ends inside a number at byte {position}")
 
 
-def _fields(
+def fields(
     data: mmap.mmap | bytes, start: int, end: int
 ) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yields (number, wire type, start of the field, start of its value, end) per field."""
+    """Yields (number, wire type, start of the field, start of its value, end) per field.
+
+    Raises:
+        WireError: the bytes are no message.
+    """
     position = start
     while position < end:
         tag, value_start = _varint(data, position, end)
@@ -79,7 +83,7 @@ def _fields(
             value_end = value_start + 8
         elif wire_type == _FIXED32:
             value_end = value_start + 4
-        elif wire_type == _LENGTH_DELIMITED:
+        elif wire_type == LENGTH_DELIMITED:
             length, value_start = _varint(data, value_start, end)
             value_end = value_start + length
         else:
@@ -90,7 +94,8 @@ def _fields(
         position = value_end
 
 
-def _encode_varint(value: int) -> bytes:
+def encode_varint(value: int) -> bytes:
+    """A non-negative number as the wire has it."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
@@ -99,8 +104,9 @@ def _encode_varint(value: int) -> bytes:
     return bytes(encoded)
 
 
-def _delimited(number: int, payload: bytes) -> bytes:
-    return _encode_varint(number << 3 | _LENGTH_DELIMITED) + _encode_varint(len(payload)) + payload
+def delimited(number: int, payload: bytes) -> bytes:
+    """A field that holds bytes, text or a message."""
+    return encode_varint(number << 3 | LENGTH_DELIMITED) + encode_varint(len(payload)) + payload
 
 
 def _strip(data: mmap.mmap | bytes, start: int, end: int, message: str, depth: int) -> bytes:
@@ -111,14 +117,14 @@ def _strip(data: mmap.mmap | bytes, start: int, end: int, message: str, depth: i
     pieces: list[bytes] = []
     kept_from = start  # bytes since here are unchanged and copied in one slice
     stripped = ""
-    for number, wire_type, field_start, value_start, value_end in _fields(data, start, end):
-        if wire_type != _LENGTH_DELIMITED or value_end - value_start <= PAYLOAD_LIMIT_BYTES:
+    for number, wire_type, field_start, value_start, value_end in fields(data, start, end):
+        if wire_type != LENGTH_DELIMITED or value_end - value_start <= PAYLOAD_LIMIT_BYTES:
             continue
         if message == _TENSOR and number in _PAYLOAD_FIELDS:
             replacement = b""
             stripped = str(value_end - value_start) if number == _RAW_DATA else "typed"
         elif number in children:
-            replacement = _delimited(
+            replacement = delimited(
                 number, _strip(data, value_start, value_end, children[number], depth + 1)
             )
         else:
@@ -127,8 +133,8 @@ def _strip(data: mmap.mmap | bytes, start: int, end: int, message: str, depth: i
         kept_from = value_end
     pieces.append(data[kept_from:end])
     if stripped:
-        entry = _delimited(1, STRIPPED_KEY.encode()) + _delimited(2, stripped.encode())
-        pieces.append(_delimited(13, entry))  # TensorProto.external_data
+        entry = delimited(1, STRIPPED_KEY.encode()) + delimited(2, stripped.encode())
+        pieces.append(delimited(13, entry))  # TensorProto.external_data
     return b"".join(pieces)
 
 

@@ -61,6 +61,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return _analyze(arguments)
     if arguments.command == "graph":
         return _graph(arguments)
+    if arguments.command == "annotate":
+        return _annotate(arguments)
     if arguments.command == "hardware":
         return _hardware(arguments)
     raise OpboundError("say what to do: `opbound analyze MODEL`, `opbound hardware` or --help")
@@ -112,6 +114,20 @@ def _graph(arguments: argparse.Namespace) -> int:
                 arguments.model, options, every_node=arguments.every_node, progress=say
             )
         output.write(page)
+    return EXIT_OK
+
+
+def _annotate(arguments: argparse.Namespace) -> int:
+    from opbound.arguments import options_of
+    from opbound.output import Output
+    from opbound.progress import progress
+
+    options = options_of(arguments)
+    with Output(arguments.output) as output:
+        from opbound.annotate import annotate
+
+        with progress() as say:
+            annotate(arguments.model, options, output, arguments.output, say)
     return EXIT_OK
 
 

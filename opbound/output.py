@@ -66,6 +66,13 @@ class Output:
         except OSError as error:
             raise self._error(error) from None
 
+    def write_bytes(self, data: bytes) -> None:
+        """Writes a part of a file that is no text."""
+        try:
+            self._stream.buffer.write(data)
+        except OSError as error:
+            raise self._error(error) from None
+
     def show_table(self, report: Report, top: int | None) -> None:
         """Shows the table on the terminal, in colour and at its width."""
         from rich.console import Console
