@@ -5,7 +5,8 @@ the fastest taken. What is easily got wrong: a tile that hangs over the edge of 
 a full one, and a last wave that fills three processors takes as long as a full one.
 
 Source: traffic into a level follows the tile that fits the level above (Kundu et al., arXiv
-2407.14645; DeepFlow, arXiv 2211.03309); split-k as in CUTLASS.
+2407.14645; DeepFlow, arXiv 2211.03309); split-k and stream-k as in CUTLASS (Osama et al., arXiv
+2301.03598).
 """
 
 from __future__ import annotations
@@ -104,33 +105,59 @@ def _best(hardware: Hardware, engine: Engine, rate: float, s: _Shape) -> tuple[A
         best = np.where(better, time, best)
         for kept, new in zip(best_traffic, traffic, strict=True):
             np.copyto(kept, new, where=better)
-    return best, np.stack(best_traffic)
+    flops = 2 * s.m * s.n * s.k * s.batch
+    return _throttled(engine, rate, flops, best), np.stack(best_traffic)
 
 
 def _candidates(
     hardware: Hardware, engine: Engine, rate: float, s: _Shape
 ) -> Iterator[tuple[Array, list[Array]]]:
-    """Every tile, in whole waves, and with the work shared out evenly along k (stream-k)."""
+    """Every tile, whole and with the contraction split: evenly (stream-k) or in equal parts."""
     processors = engine.processors
     for tile in engine.tiles:
         tiles = s.batch * np.ceil(s.m / tile.m) * np.ceil(s.n / tile.n)
         waves = np.ceil(tiles / processors)
-        yield _terms(hardware, engine, rate, s, tile, tiles, waves, waves)
-        if engine.split_depth_bytes:
-            parts = np.maximum(s.k * s.size / engine.split_depth_bytes, 1.0)
-            shared = tiles / np.minimum(tiles * parts, processors)
-            yield _terms(hardware, engine, rate, s, tile, tiles, shared, None)
+        yield _terms(hardware, engine, rate, s, tile, _Runs(tiles, waves, waves))
+        if not engine.split_depth_bytes:
+            continue
+        most = np.maximum(s.k * s.size / engine.split_depth_bytes, 1.0)
+        if engine.split_evenly:
+            runs = tiles / np.minimum(tiles * most, processors)
+            # Every processor leaves at most two tiles unfinished.
+            unfinished = 2 * processors * tile.m * tile.n * _ACCUMULATOR_BYTES
+            split = _Runs(tiles, runs, np.maximum(runs, 1.0), unfinished, engine.split_latency_s)
+            yield _terms(hardware, engine, rate, s, tile, split)
+            continue
+        # As many parts as fill one wave, or a few parts that fill the last of several waves.
+        result = 2 * s.batch * s.m * s.n * _ACCUMULATOR_BYTES
+        for wanted in (np.floor(processors / tiles), 2.0, 3.0):
+            parts = np.clip(wanted, 1.0, most)
+            finished = np.ceil(tiles * parts / processors)
+            partial = np.where(parts > 1, parts * result, 0.0)
+            summed_s = partial / hardware.memory[0].sustained_bytes_per_s
+            extra_s = np.where(parts > 1, engine.split_latency_s + summed_s, 0.0)
+            split = _Runs(tiles, finished / parts, finished, partial, extra_s)
+            yield _terms(hardware, engine, rate, s, tile, split)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """How the tiles of a result are shared out over the processors."""
+
+    tiles: Array
+    """That cover the result."""
+    runs: Array
+    """Full-depth tiles that the busiest processor computes, one after another."""
+    finished: Array
+    """Tiles and parts of tiles that it starts and ends."""
+    partial: Array | float = 0.0
+    """Bytes of partial sums, written and read."""
+    extra_s: Array | float = 0.0
+    """Time of summing them up."""
 
 
 def _terms(
-    hardware: Hardware,
-    engine: Engine,
-    rate: float,
-    s: _Shape,
-    tile: Tile,
-    tiles: Array,
-    runs: Array,
-    waves: Array | None,
+    hardware: Hardware, engine: Engine, rate: float, s: _Shape, tile: Tile, shared: _Runs
 ) -> tuple[Array, list[Array]]:
     """Busy time and traffic per level of one tile shape.
 
@@ -140,35 +167,43 @@ def _terms(
         rate: its sustained FLOP/s.
         s: the shapes.
         tile: the tile.
-        tiles: how many tiles cover the result.
-        runs: full-depth tiles that the busiest processor computes, one after another.
-        waves: the same, when each tile stays whole; None when tiles are split along k.
+        shared: how its tiles are shared out.
     """
-    per_processor = rate / engine.processors
+    per_processor = rate * (1 + engine.clock_headroom) / engine.processors
     area = tile.m * tile.n
+    # Large tiles read an operand from on-chip memory for more products each.
+    least = min((t.m + t.n) / (t.m * t.n) for t in engine.tiles)
+    area_as_fed = area + engine.operand_cost * (tile.m + tile.n - least * area)
     fetched = (tile.m + tile.n) * s.size * s.k
-    partial = 0.0
-    finished = waves
-    if finished is None:
-        finished = np.maximum(runs, 1.0)
-        partial = 2 * engine.processors * area * _ACCUMULATOR_BYTES
     share = hardware.main_memory.sustained_bytes_per_s / engine.processors
     drain_s = engine.drain_exposed * area * s.out_size / share
-    compute = runs * s.k * (2 * area / per_processor)
-    compute += finished * (engine.tile_overhead_s + drain_s)
+    compute = shared.runs * s.k * (2 * area_as_fed / per_processor)
+    compute += shared.finished * (engine.tile_overhead_s + drain_s)
     traffic = []
-    fetch = np.zeros_like(tiles)
+    fetch = np.zeros_like(shared.tiles)
     result = s.batch * s.m * s.n * s.out_size
     for level in hardware.memory:
         if level is hardware.main_memory:
             traffic.append(_main_memory_bytes(hardware, engine, s, tile, result))
         else:
-            traffic.append(tiles * fetched + partial + result)
-        fetch = np.maximum(fetch, _flow_s(level, traffic[-1], runs * fetched))
+            traffic.append(shared.tiles * fetched + shared.partial + result)
+        fetch = np.maximum(fetch, _flow_s(level, traffic[-1], shared.runs * fetched))
     busy = np.maximum(compute, fetch) + engine.unhidden * np.minimum(compute, fetch)
-    if waves is None:
-        busy += engine.split_latency_s
-    return busy, traffic
+    return busy + shared.extra_s, traffic
+
+
+def _throttled(engine: Engine, rate: float, flops: Array, busy: Array) -> Array:
+    """Busy time at the clock that power allows.
+
+    Power grows with the work per clock and, as voltage follows the clock, with the clock's square:
+    above the utilisation that power allows at the full clock, time grows with the root of the
+    excess. `rate` is what full utilisation comes down to.
+    """
+    if not engine.clock_headroom:
+        return busy
+    allowed = rate / (1 + engine.clock_headroom)
+    slowed: Array = np.sqrt(flops * busy / allowed)
+    return np.maximum(busy, slowed)
 
 
 def _flow_s(level: MemoryLevel, traffic: Array, drawn: Array) -> Array:

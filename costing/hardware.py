@@ -74,6 +74,14 @@ class Engine:
     attention: AttentionKernel = AttentionKernel()
     split_latency_s: float = 0.0
     """Extra time of a split contraction: its parts are summed after all have ended."""
+    split_evenly: bool = True
+    """Whether processors share all tiles evenly (stream-k), or each tile is cut into equal parts."""
+    operand_cost: float = 0.0
+    """Multiply-adds that take as long as bringing one operand element of a tile to the multipliers,
+    counted from the largest tile, whose cost is part of `efficiency`."""
+    clock_headroom: float = 0.0
+    """How much faster than `efficiency` it multiplies while power leaves it its full clock: long
+    products at full utilisation slow it down, half-filled waves do not."""
 
     def supports(self, dtype: DType) -> bool:
         """Whether the engine has a peak for this dtype or for one that holds it."""

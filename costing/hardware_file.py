@@ -193,12 +193,22 @@ def _engine(s: _Section) -> Engine:
         unhidden=s.quantity("unhidden", "fraction", 0.0),
         split_depth_bytes=s.quantity("split_depth", "bytes", 0.0),
         split_latency_s=s.quantity("split_latency", "seconds", 0.0),
+        split_evenly=_split_evenly(s),
+        operand_cost=s.quantity("operand_cost", "count", 0.0),
+        clock_headroom=s.quantity("clock_headroom", "fraction", 0.0),
         attention=_attention(s),
     )
     s.done()
     if "default" not in engine.efficiency:
         raise HardwareError(f"{s.where('efficiency')}: the required key 'default' is missing")
     return engine
+
+
+def _split_evenly(s: _Section) -> bool:
+    word = s.sourced("split", required=False)
+    if word not in (None, "even", "parts"):
+        raise HardwareError(f"{s.where('split')}: unknown word {word!r}; known: even, parts")
+    return word != "parts"
 
 
 def _attention(s: _Section) -> AttentionKernel:

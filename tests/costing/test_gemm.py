@@ -125,10 +125,36 @@ def test_a_200_token_prefill_of_llama_2_13b_is_bound_differently_on_a100_and_h10
 def test_one_more_row_than_the_tiles_hold_costs_a_wave() -> None:
     """33 x 8 tiles of 128 x 256 are two waves on 132 processors; the 34th row of tiles, a third."""
     device = load_hardware("h100-sxm-80gb")
-    engine = replace(device.engines[0], tiles=(Tile(128, 256),), split_depth_bytes=0.0)
+    engine = replace(
+        device.engines[0], tiles=(Tile(128, 256),), split_depth_bytes=0.0, clock_headroom=0.0
+    )
     whole = replace(device, engines=(engine,))
     full, over = gemm_cost(whole, BF16, [33 * 128, 33 * 128 + 1], 2048, 8192).time_s
     assert over > 1.4 * full
+
+
+def test_a_contraction_cut_in_two_fills_the_processors_that_whole_tiles_leave_idle() -> None:
+    """54 tiles of 256 x 128 on 108 processors: cut in two parts, they fill all of them."""
+    device = load_hardware("a100-sxm-80gb")
+    engine = replace(device.engines[0], tiles=(Tile(256, 128),), clock_headroom=0.0)
+    split = replace(device, engines=(engine,))
+    whole = replace(device, engines=(replace(engine, split_depth_bytes=0.0),))
+    m, n, k = 6 * 256, 9 * 128, 65536
+    ratio = gemm_cost(whole, BF16, m, n, k).time_s / gemm_cost(split, BF16, m, n, k).time_s
+    assert ratio[0] == pytest.approx(2, rel=0.1)
+
+
+def test_power_slows_full_processors_but_not_half_empty_ones() -> None:
+    """Half the processors stay at the full clock; all of them fall back to the sustained rate."""
+    device = load_hardware("h100-sxm-80gb")
+    engine = replace(device.engines[0], tiles=(Tile(256, 256),), split_depth_bytes=0.0)
+    plain = replace(device, engines=(replace(engine, clock_headroom=0.0),))
+    clocked = replace(device, engines=(replace(engine, clock_headroom=0.16),))
+    for tiles, gain in ((66, 1.16), (132 * 8, 1.0)):
+        shape = (256 * tiles, 256, 65536)
+        before = gemm_cost(plain, BF16, *shape).time_s[0]
+        after = gemm_cost(clocked, BF16, *shape).time_s[0]
+        assert before / after == pytest.approx(gain, rel=0.04)
 
 
 def test_a_million_shapes_are_priced_in_two_seconds() -> None:
