@@ -1,12 +1,10 @@
-"""The command line's words: what can be typed, with errors of one line that say what was meant."""
+"""The command line's words: what can be typed."""
 
 from __future__ import annotations
 
 import argparse
-import re
-from typing import NoReturn
 
-from graph_ir.errors import OpboundError, did_you_mean
+from graph_ir.errors import OpboundError
 from opbound._version import __version__
 from opbound.model_answers import add_answer_options, answers_of
 from opbound.options import (
@@ -22,6 +20,7 @@ from opbound.options import (
     parse_dim,
     parse_parallel,
 )
+from opbound.parser import Parser
 
 FORMATS = ("table", "json", "csv", "markdown")
 
@@ -36,36 +35,6 @@ examples:
 _MODEL_HELP = """\
 an ONNX file; hf:NAME or hf:path/to/config.json, an architecture from its config, without weights;
 package.module:factory, which imports and calls your code; or an exported program (.pt2)"""
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are ours: one line, with the word that was meant."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises OpboundError in place of printing the usage and exiting."""
-        raise OpboundError(f"{self._with_suggestion(message)} (see {self.prog} --help)")
-
-    def _with_suggestion(self, message: str) -> str:
-        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message, re.DOTALL)
-        if choice:
-            known = re.findall(r"[\w.-]+", choice[2])
-            hint = did_you_mean(choice[1], known)
-            return f"{message[: choice.start()]}{choice[1]!r} is not a choice; {hint}"
-        unknown = re.search(r"unrecognized arguments: (.*)", message, re.DOTALL)
-        option = unknown[1].split()[0].split("=")[0] if unknown and unknown[1].strip() else ""
-        if option.startswith("--"):
-            known = [name for name in self.all_options() if name.startswith("--")]
-            return f"there is no option {option}; {did_you_mean(option, known)}"
-        return message
-
-    def all_options(self) -> list[str]:
-        """Every option of this parser and of its commands."""
-        names = list(self._option_string_actions)
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                for parser in action.choices.values():
-                    names += parser.all_options()
-        return names
 
 
 def build_parser() -> Parser:
@@ -197,7 +166,8 @@ def _add_strategy(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--parallel",
         metavar="dp=2,tp=8,pp=4",
-        help="data, tensor and pipeline parallelism; an axis not named has size 1",
+        help="data (dp), tensor (tp), pipeline (pp), context (cp) and expert (ep) parallelism; "
+        "an axis not named has size 1",
     )
     group.add_argument(
         "--sequence-parallel",
