@@ -7,15 +7,17 @@ asks this module which axes are tokens.
 
 from __future__ import annotations
 
+from graph_ir.equation import Window
 from graph_ir.graph import Graph
 from graph_ir.logical_axes import Axis, LogicalAxes
 from partitioner.strategies.data import batch_axes
 
 
 def token_axes(graph: Graph, axes: LogicalAxes) -> frozenset[Axis]:
-    """Axes of what repeated blocks hand on that belong to neither the batch nor a weight.
+    """Axes that the importer calls the sequence, or else what repeated blocks hand on as their own.
 
-    A model without repeated blocks has the axis that its importer calls the sequence, if any.
+    They belong to neither the batch nor a weight, and no window slides over them: rows of an image are no
+    tokens.
     """
     weights = {a for v in graph.parameters for a in axes.all_of(v)}
     batch = batch_axes(graph, axes)
@@ -33,4 +35,13 @@ def token_axes(graph: Graph, axes: LogicalAxes) -> frozenset[Axis]:
         if name == "sequence"
         for a in dim
     }
-    return frozenset(a for a in (named or carried) if a not in batch and a not in weights)
+    image = {
+        a
+        for node in graph.nodes
+        if node.definition.kind in ("contraction", "reduction")
+        for dims in node.equation.inputs
+        for dim in dims
+        if isinstance(dim, Window)
+        for a in axes.of_node(node)[dim.output]
+    }
+    return frozenset(a for a in (named or carried) if a not in batch | weights | image)

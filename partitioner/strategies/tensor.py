@@ -230,6 +230,12 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
         axes = LogicalAxes(whole)
         split = {c.axis for c in choose(inner_axes(whole, axes), mesh_axis.size)}
     elsewhere = token_axes(whole, axes) if strategy.sequence_parallel else frozenset()
+    # A decode step has one token, and nothing to split of it; an image model has no tokens at all.
+    sequence = any("sequence" in v.dim_names for v in graph.inputs)
+    if strategy.sequence_parallel and not elsewhere and not sequence:
+        raise MeshError(
+            f"--sequence-parallel: {graph.name or 'this graph'} has no token axis to split; leave it out"
+        )
     uneven = [a for a in elsewhere if a.size % mesh_axis.size]
     if uneven:
         raise MeshError(
