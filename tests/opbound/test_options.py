@@ -50,7 +50,8 @@ def test_the_command_line_and_python_have_the_same_options():
     line = options_of(build_parser().parse_args(["analyze", "model.onnx"]))
     assert set(python) - {"model", "example_inputs"} == set(Options.__slots__)
     defaults = {name: python[name].default for name in Options.__slots__}
-    assert line == Options(**(defaults | {"dims": {}, "parallel": {}}))
+    mappings = ("dims", "parallel", "trip_counts", "branches", "values", "input_shapes")
+    assert line == Options(**(defaults | {name: defaults[name] or {} for name in mappings}))
 
 
 def test_all_options_reach_the_analysis():
