@@ -1,0 +1,256 @@
+"""Meanings written out in the ways that frontends write them, with the operators they must become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import pi, sqrt
+
+import numpy as np
+from pattern_graph import Maker
+
+from graph_ir.graph import Value
+from graph_ir.tensor_type import DType
+
+HALF = DType.BFLOAT16
+LOW = np.array(-3e38)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A written-out meaning."""
+
+    name: str
+    build: Callable[[Maker], Value]
+    wanted: str
+    """The operators it becomes, but for views."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def inverse(m: Maker, x: Value, how: str) -> Value:
+    if how == "rsqrt":
+        return m.rsqrt(x)
+    if how == "reciprocal":
+        return m.reciprocal(m.sqrt(x))
+    return m.div(1.0, m.sqrt(x)) if how == "quotient" else m.pow(x, -0.5)
+
+
+def layer_norm(m: Maker, how: str = "sqrt", *, twice: bool = False, weight: bool = True) -> Value:
+    x = m.weight(2, 3, 8)
+    centred = m.sub(x, m.mean(x))
+    again = m.sub(x, m.mean(x)) if twice else centred
+    square = m.mul(again, again) if twice else m.pow(again, 2)
+    variance = m.add(m.mean(square), 1e-3)
+    y = (
+        m.div(centred, m.sqrt(variance))
+        if how == "sqrt"
+        else m.mul(inverse(m, variance, how), centred)
+    )
+    return m.add(m.weight(8), m.mul(y, m.weight(1, 1, 8))) if weight else y
+
+
+def folded_layer_norm(m: Maker) -> Value:
+    x = m.weight(2, 3, 8)
+    mean = m.mean(x)
+    centred = m.sub(x, mean)
+    gain = m.mul(m.rsqrt(m.add(m.mean(m.mul(centred, centred)), 1e-3)), m.weight(8))
+    return m.add(m.mul(x, gain), m.sub(m.weight(8), m.mul(mean, gain)))
+
+
+def rms_norm(
+    m: Maker, dtype: DType = HALF, how: str = "rsqrt", *, t5: bool = False, weight: bool = True
+) -> Value:
+    x = m.weight(2, 3, 8, dtype=dtype)
+    wide = m.cast(x, DType.FLOAT32)
+    variance = m.add(m.mean(m.pow(wide, 2)), 1e-3)
+    y = m.cast(m.mul(x if t5 else wide, inverse(m, variance, how)), dtype)
+    return m.mul(m.weight(8, dtype=dtype), y) if weight else y
+
+
+def gelu_erf(m: Maker, order: int) -> Value:
+    x = m.weight(4, 5)
+    inner = m.div(x, sqrt(2)) if order % 2 else m.mul(x, 1 / sqrt(2))
+    phi = m.add(m.erf(inner), 1.0)
+    return [
+        lambda: m.mul(m.mul(x, phi), 0.5),
+        lambda: m.mul(m.mul(x, 0.5), phi),
+        lambda: m.mul(m.mul(phi, 0.5), x),
+        lambda: m.div(m.mul(phi, x), 2.0),
+    ][order]()
+
+
+def gelu_tanh(m: Maker, order: int) -> Value:
+    x = m.weight(4, 5)
+    if order == 0:
+        inner = m.mul(m.add(x, m.mul(m.pow(x, 3.0), 0.044715)), sqrt(2 / pi))
+    elif order == 1:
+        inner = m.mul(m.add(m.mul(0.044715, m.mul(x, m.mul(x, x))), x), 0.7978845608028654)
+    else:
+        inner = m.mul(m.mul(x, 0.7978845608), m.add(1.0, m.mul(m.mul(0.044715, x), x)))
+    return m.mul(m.mul(x, m.add(m.tanh(inner), 1.0)), 0.5)
+
+
+def hard_swish(m: Maker, order: int) -> Value:
+    x = m.weight(4, 5)
+    if order == 2:
+        return m.mul(m.hardsigmoid(x), x)
+    relu6 = m.clamp(m.add(x, 3.0), min=0.0, max=6.0)
+    return m.mul(x, m.div(relu6, 6.0)) if order else m.div(m.mul(x, relu6), 6.0)
+
+
+def softmax(m: Maker, *, shift: bool, log: bool = False) -> Value:
+    x = m.weight(4, 5)
+    shifted = m.sub(x, m.reduce("max", x)) if shift else x
+    powers = m.exp(shifted)
+    total = m.reduce("sum", powers)
+    return m.sub(shifted, m.log(total)) if log else m.div(powers, total)
+
+
+def log_of_softmax(m: Maker) -> Value:
+    return m.log(m.softmax(m.weight(4, 5), axis=-1))
+
+
+def group_norm(m: Maker, *, written_out: bool) -> Value:
+    x = m.weight(2, 6, 4, 5)
+    y = m.reshape(x, 2, 3, 40)
+    if written_out:
+        centred = m.sub(y, m.mean(y))
+        y = m.div(centred, m.sqrt(m.add(m.mean(m.pow(centred, 2)), 1e-3)))
+    else:
+        ones, zeros = m.constant(np.ones(3)), m.constant(np.zeros(3))
+        y = m.op("group_norm", [y, ones, zeros], y.type.shape, groups=3, eps=1e-3)
+    y = m.reshape(y, 2, 6, 4, 5)
+    return m.add(m.mul(y, m.weight(6, 1, 1)), m.weight(1, 6, 1, 1))
+
+
+def instance_norm(m: Maker) -> Value:
+    x = m.weight(2, 6, 4, 5)
+    centred = m.sub(x, m.mean(x, 2, 3))
+    spread = m.sqrt(m.add(m.mean(m.pow(centred, 2), 2, 3), 1e-3))
+    return m.add(m.mul(m.div(centred, spread), m.weight(6, 1, 1)), m.weight(6, 1, 1))
+
+
+def rotary(m: Maker, *, heads_last: bool = False) -> Value:
+    x = m.weight(2, 5, 3, 8) if heads_last else m.weight(2, 3, 5, 8)
+    table = (5, 1, 8) if heads_last else (1, 1, 5, 8)
+    turned = m.concat(m.neg(m.slice(x, 4, 8)), m.slice(x, 0, 4))
+    return m.add(m.mul(turned, m.input(*table)), m.mul(x, m.input(*table)))
+
+
+def attention(
+    m: Maker,
+    mask: str = "",
+    *,
+    scale: str = "div",
+    groups: int = 4,
+    wide: bool = False,
+    dropout: float | None = None,
+    s: int = 5,
+    t: int = 6,
+) -> Value:
+    q, k, v = m.weight(2, 4, s, 8), m.weight(2, groups, t, 8), m.weight(2, groups, t, 7)
+    if groups not in (1, 4):
+        k, v = (repeated(m, w, 4 // groups) for w in (k, v))
+    keys = m.swap(k)
+    if scale == "both":
+        q, keys = m.mul(q, 0.6), m.mul(keys, 0.6)
+    scores = m.matmul(q, keys)
+    if scale in ("div", "mul"):
+        scores = m.div(scores, 2.5) if scale == "div" else m.mul(0.4, scores)
+    scores = masked(m, scores, mask)
+    if wide:
+        scores = m.cast(scores, DType.FLOAT32)
+    weights = m.softmax(scores, axis=-1)
+    if dropout is not None:
+        weights = m.dropout(weights, dropout)
+    return m.matmul(weights, v)
+
+
+def repeated(m: Maker, x: Value, times: int) -> Value:
+    b, g, t, d = x.type.shape
+    wide = m.op("expand", [m.reshape(x, b, g, 1, t, d)], (b, g, times, t, d))
+    return m.reshape(wide, b, g * times, t, d)
+
+
+def masked(m: Maker, scores: Value, how: str) -> Value:
+    s, t = scores.type.shape[-2:]
+    for part in how.split():
+        if part == "add":
+            scores = m.add(scores, m.input(2, 1, s, t))
+        elif part == "keep":
+            keep = m.input(1, 1, s, t, dtype=DType.BOOL)
+            scores = m.where(keep, scores, m.constant(LOW))
+        elif part == "drop":
+            drop = m.op("logical_not", [m.input(s, t, dtype=DType.BOOL)], (s, t))
+            scores = m.where(drop, m.constant(LOW), scores)
+        elif part == "causal":
+            tril = np.tril(np.ones((s, t), dtype=bool), t - s)
+            scores = m.where(m.constant(tril, DType.BOOL), scores, m.constant(LOW))
+        else:
+            triangle = np.triu(np.full((1, 1, s, t), -3e38), 1 + t - s)
+            scores = m.add(scores, m.constant(triangle))
+    return scores
+
+
+def attention_joined(m: Maker, *, mask: bool) -> Value:
+    """Batch and heads as one dim, apart only where the mask is added."""
+    q, k, v = m.weight(8, 5, 6), m.weight(8, 7, 6), m.weight(8, 7, 6)
+    scores = m.matmul(q, m.swap(k))
+    if mask:
+        scores = m.add(m.reshape(scores, 2, 4, 5, 7), m.input(2, 1, 5, 7))
+        scores = m.reshape(scores, 8, 5, 7)
+    return m.matmul(m.softmax(scores, axis=-1), v)
+
+
+def attention_flat_keys(m: Maker) -> Value:
+    """Keys are transposed once, from where the projection left them."""
+    q, k, v = m.weight(2, 4, 5, 8), m.weight(2, 7, 4, 8), m.weight(2, 4, 7, 8)
+    return m.matmul(m.softmax(m.matmul(q, m.transpose(k, 0, 2, 3, 1)), axis=-1), v)
+
+
+CASES = [
+    *(Case(f"layer_norm-{h}", partial(layer_norm, how=h), "layer_norm") for h in
+      ("sqrt", "rsqrt", "reciprocal", "quotient", "power")),
+    Case("layer_norm-twice", partial(layer_norm, twice=True), "layer_norm"),
+    Case("layer_norm-bare", partial(layer_norm, weight=False), "layer_norm"),
+    Case("layer_norm-folded", folded_layer_norm, "layer_norm"),
+    *(Case(f"rms_norm-{h}", partial(rms_norm, how=h), "rms_norm") for h in
+      ("rsqrt", "reciprocal", "quotient", "power")),
+    Case("rms_norm-t5", partial(rms_norm, t5=True), "rms_norm"),
+    Case("rms_norm-bare", partial(rms_norm, weight=False), "rms_norm"),
+    Case("rms_norm-wide", partial(rms_norm, dtype=DType.FLOAT32), "rms_norm"),
+    *(Case(f"gelu-{i}", partial(gelu_erf, order=i), "gelu") for i in range(4)),
+    *(Case(f"gelu_tanh-{i}", partial(gelu_tanh, order=i), "gelu_tanh") for i in range(3)),
+    *(Case(f"hardswish-{i}", partial(hard_swish, order=i), "hardswish") for i in range(3)),
+    Case("silu", lambda m: m.mul(x := m.weight(4, 5), m.sigmoid(x)), "silu"),
+    Case("softplus", lambda m: m.log(m.add(m.exp(m.weight(4, 5)), 1.0)), "softplus"),
+    Case("mish", lambda m: m.mul(x := m.weight(4), m.tanh(m.log1p(m.exp(x)))), "mish"),
+    Case("softmax", partial(softmax, shift=True), "softmax"),
+    Case("softmax-unshifted", partial(softmax, shift=False), "softmax"),
+    Case("log_softmax", partial(softmax, shift=True, log=True), "log_softmax"),
+    Case("log_softmax-of-softmax", log_of_softmax, "log_softmax"),
+    Case("group_norm-written-out", partial(group_norm, written_out=True), "group_norm"),
+    Case("group_norm-instance-norm", partial(group_norm, written_out=False), "group_norm"),
+    Case("instance_norm", instance_norm, "group_norm"),
+    Case("rotary", rotary, "rotary_embedding"),
+    Case("rotary-heads-last", partial(rotary, heads_last=True), "rotary_embedding"),
+    *(Case(f"attention-{s}", partial(attention, scale=s), "attention") for s in
+      ("none", "div", "mul", "both")),
+    *(Case(f"attention-{k}", partial(attention, mask=k), "attention") for k in
+      ("add", "keep", "causal", "triangle")),
+    Case("attention-drop", partial(attention, mask="drop"), "logical_not logical_not attention"),
+    Case("attention-add-add", partial(attention, mask="add add"), "add attention"),
+    Case("attention-keep-add", partial(attention, mask="keep add"), "where attention"),
+    Case("attention-add-keep", partial(attention, mask="add keep"), "where attention"),
+    Case("attention-causal-add", partial(attention, mask="causal add"), "attention"),
+    Case("attention-wide-softmax", partial(attention, mask="add", wide=True), "attention"),
+    Case("attention-dropout", partial(attention, mask="add", dropout=0.0), "attention"),
+    Case("attention-grouped", partial(attention, groups=2), "attention"),
+    Case("attention-one-group", partial(attention, groups=1), "attention"),
+    Case("attention-joined", partial(attention_joined, mask=False), "attention"),
+    Case("attention-joined-mask", partial(attention_joined, mask=True), "attention"),
+    Case("attention-flat-keys", attention_flat_keys, "attention"),
+]  # fmt: skip
