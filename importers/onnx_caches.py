@@ -15,7 +15,7 @@ from graph_ir.graph import GraphBuilder, Value
 _PAST = re.compile(r"past|(?<![a-z])(kv|k|v|key|value|self|cross)_?cache|cache_?(kv|k|v|key)", re.I)
 _PRESENT = re.compile(r"present|updated_(key|value)", re.I)
 _MIN_RANK = 3  # lengths and masks of the past are vectors and matrices
-_JOINS = frozenset({"concat", "scatter_nd", "scatter_elements", "slice_scatter"})
+_JOINS = frozenset({"concat", "scatter_nd", "scatter_elements", "slice_update"})
 
 
 def mark_caches(

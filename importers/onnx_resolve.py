@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 _EXPANSION_BUDGET = 100_000
 """Nodes that functions and loops may add to those in the file."""
 
+_ADOPTED = frozenset({"GatherND", "GridSample", "Pad", "Range", "Trilu", "Unique"})
+"""Operators of com.microsoft that the standard has since taken over as they are."""
+
 _RELAYOUTS = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Cast"})
 
 
@@ -150,6 +153,8 @@ class Resolver:
     def _domain_of(self, node: NodeProto, scope: Scope) -> str:
         """The node's domain; onnxruntime's operators are found without theirs, as it does itself."""
         domain = canonical_domain(node.domain)
+        if domain == "com.microsoft" and node.op_type in _ADOPTED:
+            return ""
         if domain or self.has_rule("", node.op_type, 1):
             return domain
         foreign = self.has_rule("com.microsoft", node.op_type, 1)

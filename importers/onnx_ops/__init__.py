@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from importers.onnx_ops import (
     attention,
+    channels_last,
     contraction,
     convolution,
     elementwise,
@@ -16,6 +17,10 @@ from importers.onnx_ops import (
     machine_learning,
     microsoft,
     microsoft_attention,
+    microsoft_caches,
+    microsoft_experts,
+    microsoft_misc,
+    microsoft_quantized,
     movement,
     normalization,
     quantized,
@@ -29,6 +34,7 @@ __all__ = ["RULES", "Emitter", "families"]
 
 families = (
     attention,
+    channels_last,
     contraction,
     convolution,
     elementwise,
@@ -36,6 +42,10 @@ families = (
     machine_learning,
     microsoft,
     microsoft_attention,
+    microsoft_caches,
+    microsoft_experts,
+    microsoft_misc,
+    microsoft_quantized,
     movement,
     normalization,
     quantized,

@@ -93,6 +93,10 @@ class Emitter:
             self.define(value, found)
         return found
 
+    def shared(self, value: OnnxValue) -> Value | None:
+        """The graph value that stands for a tensor already, or None."""
+        return self._values.get(value)
+
     def ensure(self, value: OnnxValue) -> None:
         """Adds a tensor as an input if nothing here has produced it."""
         if value not in self._values and value.origin == "computed" and value.data is None:

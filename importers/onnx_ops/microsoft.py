@@ -13,6 +13,7 @@ from graph_ir.equation import bind
 from graph_ir.errors import ModelFileError
 from graph_ir.graph import Value
 from graph_ir.tensor_type import DType, TensorType
+from importers.onnx_ops.channels_last import conv_types
 from importers.onnx_ops.contraction import emit_matmul
 from importers.onnx_ops.convolution import conv
 from importers.onnx_ops.elementwise import same_as_first
@@ -63,7 +64,7 @@ def bias_add(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     return [x]
 
 
-@rule("FusedMatMul", "FusedMatMulActivation", domain=MICROSOFT)
+@rule("FusedMatMul", "FusedMatMulActivation", "TransposeMatMul", domain=MICROSOFT)
 def fused_matmul(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     """Alpha A' B' with transposes of the last two dims."""
     a, b, out = e.at(node, 0), e.at(node, 1), e.result_type(node)
@@ -91,7 +92,7 @@ def fused_gemm(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     return [_activated(e, node, result)]
 
 
-@rule("FusedConv", "NhwcFusedConv", domain=MICROSOFT)
+@rule("FusedConv", domain=MICROSOFT)
 def fused_conv(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     """A convolution, perhaps a sum with a fourth operand, and an activation."""
     result = conv(e, node)[0]
@@ -161,7 +162,7 @@ def simplified_norm(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     return [emit_norm(e, node, "rms_norm", e.operands(node), attrs), None]
 
 
-@rule("EmbedLayerNormalization", domain=MICROSOFT)
+@rule("EmbedLayerNormalization", "QEmbedLayerNormalization", domain=MICROSOFT)
 def embed_norm(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     """Word, position and segment embeddings, summed and normalised."""
     ids = e.at(node, 0)
@@ -261,6 +262,8 @@ def _skip_types(node: OnnxNode) -> Sequence[TensorType | None]:
 def _embed_types(node: OnnxNode) -> Sequence[TensorType | None]:
     ids, table = required(node, 0).type, required(node, 2).type
     out = table.with_shape((*ids.shape, table.shape[1]))
+    if node.op_type.startswith("Q"):
+        out = out.with_dtype(required(node, 8).dtype)
     return [out, TensorType((ids.shape[0],), DType.INT32), out]
 
 
@@ -277,18 +280,7 @@ def _gemm_types(node: OnnxNode) -> Sequence[TensorType | None]:
 
 
 def _conv_types(node: OnnxNode) -> Sequence[TensorType | None]:
-    x, weight = required(node, 0).type, required(node, 1).type
-    rank = len(weight.shape) - 2
-    stride = node.attributes.get("strides") or [1] * rank
-    dilation = node.attributes.get("dilations") or [1] * rank
-    pads = node.attributes.get("pads") or [0] * 2 * rank
-    space = [
-        (x.shape[2 + i] + pads[i] + pads[rank + i] - dilation[i] * (weight.shape[2 + i] - 1) - 1)
-        // stride[i]
-        + 1
-        for i in range(rank)
-    ]
-    return [x.with_shape((x.shape[0], weight.shape[0], *space))]
+    return conv_types(node, last=False)
 
 
 TYPE_RULES: Mapping[tuple[str, str], Callable[[OnnxNode], Sequence[Any]]] = {
@@ -306,6 +298,7 @@ TYPE_RULES: Mapping[tuple[str, str], Callable[[OnnxNode], Sequence[Any]]] = {
     (MICROSOFT, "BiasDropout"): _two_of_first,
     (MICROSOFT, "FusedMatMul"): _matmul_types,
     (MICROSOFT, "FusedMatMulActivation"): _matmul_types,
+    (MICROSOFT, "TransposeMatMul"): _matmul_types,
     (MICROSOFT, "FusedGemm"): _gemm_types,
     (MICROSOFT, "GemmFastGelu"): _gemm_types,
     (MICROSOFT, "FusedConv"): _conv_types,
@@ -316,6 +309,7 @@ TYPE_RULES: Mapping[tuple[str, str], Callable[[OnnxNode], Sequence[Any]]] = {
     (MICROSOFT, "SimplifiedLayerNormalization"): _two_of_first,
     ("", "SimplifiedLayerNormalization"): _two_of_first,
     (MICROSOFT, "EmbedLayerNormalization"): _embed_types,
+    (MICROSOFT, "QEmbedLayerNormalization"): _embed_types,
     (MICROSOFT, "GroupNorm"): _two_of_first,
     (MICROSOFT, "SkipGroupNorm"): _two_of_first,
 }

@@ -10,10 +10,11 @@ from typing import Any
 
 from graph_ir.errors import ModelFileError
 from graph_ir.graph import Value
-from graph_ir.tensor_type import TensorType
+from graph_ir.tensor_type import DType, TensorType
 from importers.onnx_ops.attention import append, emit_attention, from_heads, to_heads
 from importers.onnx_ops.emitter import Emitter, known_ints, required, rule
 from importers.onnx_ops.microsoft import MICROSOFT
+from importers.onnx_ops.microsoft_caches import write_and_read
 from importers.onnx_values import OnnxNode, OnnxValue
 
 
@@ -113,35 +114,69 @@ def group_query(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
         tables = [e.at(node, 7), e.at(node, 8)]
         q = e.emit(node, "rotary_embedding", [q, *tables], q.type, None, "rotary_query")
         k = e.emit(node, "rotary_embedding", [k, *tables], k.type, None, "rotary_key")
-    if node.input(3) is not None and node.input(4) is not None:
+    presents = (k, v)
+    total = known_ints(node.input(6))
+    past = node.input(3)
+    if past is not None and total and _is_buffer(past, total[0]):
+        present_k, k = write_and_read(e, node, e.at(node, 3), k, total[0], "present_key")
+        present_v, v = write_and_read(e, node, e.at(node, 4), v, total[0], "present_value")
+        presents = (present_k, present_v)
+    elif past is not None and node.input(4) is not None:
         k = append(e, node, e.at(node, 3), k, "present_key")
         v = append(e, node, e.at(node, 4), v, "present_value")
+        presents = (k, v)
     result = emit_attention(e, node, [q, k, v], causal=True, scale=node.attributes.get("scale"))
-    return [from_heads(e, node, result, e.result_type(node).shape), k, v]
+    return [from_heads(e, node, result, e.result_type(node).shape), *presents]
 
 
 @rule("Attention", domain=MICROSOFT)
 def attention(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     """The projection of x[b, s, i] by one weight [i, q + k + v], then attention."""
     x, weight = e.at(node, 0), e.at(node, 1)
-    heads = node.attributes["num_heads"]
     widths = _widths(node)
-    b, s, _ = x.type.shape
-    packed_type = x.type.with_shape((b, s, sum(widths)))
+    packed_type = x.type.with_shape((*x.type.shape[:2], sum(widths)))
     packed = e.emit(node, "matmul", [x, weight], packed_type, None, "projection")
     packed = e.add_bias(node, packed, node.input(2))
-    types = [x.type.with_shape((b, s, n)) for n in widths]
+    return _attend(e, node, packed, widths, node.input(4))
+
+
+@rule("QAttention", domain=MICROSOFT)
+def quantized_attention(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
+    """The same with an integer projection, whose sums become floats before the bias."""
+    x, weight = e.at(node, 0), e.at(node, 1)
+    widths = _widths(node)
+    out = e.result_type(node).with_shape((*x.type.shape[:2], sum(widths)))
+    wide = out.with_dtype(DType.INT32)
+    sums = e.emit(node, "matmul", [x, weight], wide, None, "projection")
+    attrs = {"axis": -1, "epilogue": True}
+    packed = e.emit(node, "dequantize", [sums, e.at(node, 4)], out, attrs, "dequantize")
+    packed = e.emit(node, "mul", [packed, e.at(node, 3)], out, {"epilogue": True}, "scale")
+    packed = e.add_bias(node, packed, node.input(2))
+    return _attend(e, node, packed, widths, node.input(8))
+
+
+def _attend(
+    e: Emitter,
+    node: OnnxNode,
+    packed: Value,
+    widths: tuple[int, int, int],
+    past: OnnxValue | None,
+) -> Sequence[Value | None]:
+    """Attention over packed[b, s, q + k + v], behind a cache [2, b, heads, t, d]."""
+    heads = node.attributes["num_heads"]
+    b, s, _ = packed.type.shape
+    types = [packed.type.with_shape((b, s, n)) for n in widths]
     parts = e.emit_all(node, "split", [packed], types, {"axis": 2, "view": True}, "packed")
     q, k, v = (
         to_heads(e, node, part, heads, name)
         for part, name in zip(parts, ("query", "key", "value"), strict=True)
     )
-    if node.input(4) is not None:
-        past = e.at(node, 4)
-        halves = [past.type.with_shape((1, *past.type.shape[1:]))] * 2
-        kept = e.emit_all(node, "split", [past], halves, {"axis": 0, "view": True}, "past")
+    if past is not None:
+        cache = e.operand(past)
+        halves = [cache.type.with_shape((1, *cache.type.shape[1:]))] * 2
+        kept = e.emit_all(node, "split", [cache], halves, {"axis": 0, "view": True}, "past")
         old_k, old_v = (
-            e.reshape(node, p, past.type.shape[1:], f"past{i}") for i, p in enumerate(kept)
+            e.reshape(node, p, cache.type.shape[1:], f"past{i}") for i, p in enumerate(kept)
         )
         k = append(e, node, old_k, k, "present_key")
         v = append(e, node, old_v, v, "present_value")
@@ -224,8 +259,11 @@ def _attention_types(node: OnnxNode) -> Sequence[TensorType | None]:
     if heads < 1 or len(x.shape) != 3:
         raise ModelFileError(f"{node.label} needs num_heads and a 3-D operand")
     b, s, _ = x.shape
-    past = node.input(4)
+    quantized = node.op_type == "QAttention"
+    past = node.input(8 if quantized else 4)
     keys = s + (past.shape[3] if past is not None else 0)
+    if quantized:
+        x = x.with_dtype(required(node, 3).dtype)
     return [
         x.with_shape((b, s, widths[2])),
         x.with_shape((2, b, heads, keys, widths[1] // heads)),
@@ -236,4 +274,5 @@ TYPE_RULES: Mapping[tuple[str, str], Callable[[OnnxNode], Sequence[Any]]] = {
     (MICROSOFT, "MultiHeadAttention"): _mha_types,
     (MICROSOFT, "GroupQueryAttention"): _gqa_types,
     (MICROSOFT, "Attention"): _attention_types,
+    (MICROSOFT, "QAttention"): _attention_types,
 }
