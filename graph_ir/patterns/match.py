@@ -7,8 +7,8 @@ with the graph. Values inside of a match vanish with it; so nothing outside may 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from math import isclose
+from typing import NamedTuple
 
 from graph_ir.graph import Node, Value
 from graph_ir.patterns.term import COMMUTATIVE, Apply, Either, Number, Term, Var
@@ -18,15 +18,17 @@ Argument = Value | float
 _TOLERANCE = 2e-3
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(NamedTuple):
     """What a term's names stand for."""
 
-    values: Mapping[str, Value] = field(default_factory=dict)
-    numbers: Mapping[str, float] = field(default_factory=dict)
-    nodes: Mapping[str, Node] = field(default_factory=dict)
-    inner: frozenset[Node] = frozenset()
+    values: Mapping[str, Value]
+    numbers: Mapping[str, float]
+    nodes: Mapping[str, Node]
+    inner: frozenset[Node]
     """Every node of the match, the last one included."""
+
+
+_NOTHING = Match({}, {}, {}, frozenset())
 
 
 def plain(value: Value, producers: Mapping[Value, Node]) -> Value:
@@ -65,14 +67,24 @@ class Matcher:
 
     def __init__(self, producers: Mapping[Value, Node]) -> None:
         self.producers = producers
+        self._makers: dict[Node, frozenset[str]] = {}
 
-    def matches(self, term: Term, node: Node) -> Iterator[Match]:
+    def matches(self, term: Apply, node: Node) -> Iterator[Match]:
         """All ways in which a node is the last operator of a term."""
-        if isinstance(term, Either):
-            for option in term.options:
-                yield from self.matches(option, node)
-        elif isinstance(term, Apply):
-            yield from self._apply(term, node, node.outputs[0], Match())
+        return self._apply(term, node, node.outputs[0], _NOTHING)
+
+    def makers(self, node: Node) -> frozenset[str]:
+        """Operators that make a node's operands, those behind casts included."""
+        found = self._makers.get(node)
+        if found is None:
+            ops = set()
+            for value in node.inputs:
+                maker = self.producers.get(value)
+                while maker is not None:
+                    ops.add(maker.op)
+                    maker = self.producers.get(maker.inputs[0]) if maker.op == "cast" else None
+            found = self._makers[node] = frozenset(ops)
+        return found
 
     def _term(self, term: Term, argument: Argument, match: Match) -> Iterator[Match]:
         if isinstance(term, Either):
@@ -90,13 +102,16 @@ class Matcher:
         value = plain(argument, self.producers)
         known = match.values.get(term.name)
         if known is None:
-            yield replace(match, values={**match.values, term.name: value})
+            values = {**match.values, term.name: value}
+            yield Match(values, match.numbers, match.nodes, match.inner)
         elif known is value:
             yield match
 
     def _behind_casts(self, term: Apply, value: Value, match: Match) -> Iterator[Match]:
-        casts: set[Node] = set()
         node = self.producers.get(value)
+        if node is None or (node.op != "cast" and node.op not in term.ops):
+            return
+        casts: set[Node] = set()
         while node is not None and node.op == "cast" and "cast" not in term.ops:
             (source,) = node.inputs
             if not (source.type.dtype.is_float and value.type.dtype.is_float):
@@ -104,16 +119,21 @@ class Matcher:
             casts.add(node)
             value, node = source, self.producers.get(source)
         if node is not None:
-            inner = match.inner | casts if casts else match.inner
-            yield from self._apply(term, node, value, replace(match, inner=inner))
+            if casts:
+                match = match._replace(inner=match.inner | casts)
+            yield from self._apply(term, node, value, match)
 
     def _apply(self, term: Apply, node: Node, value: Value, match: Match) -> Iterator[Match]:
         if node.op not in term.ops or node.outputs[term.output : term.output + 1] != (value,):
             return
+        if term.needs:
+            makers = self.makers(node)
+            if any(makers.isdisjoint(ops) for ops in term.needs):
+                return
         if term.where is not None and not term.where(node):
             return
         nodes = {**match.nodes, term.name: node} if term.name else match.nodes
-        match = replace(match, nodes=nodes, inner=match.inner | {node})
+        match = Match(match.values, match.numbers, nodes, match.inner | {node})
         if not term.args:
             yield match
             return
@@ -140,4 +160,4 @@ def _number(term: Number, argument: Argument, match: Match) -> Iterator[Match]:
         if isclose(number, term.value, rel_tol=_TOLERANCE):
             yield match
     elif match.numbers.get(term.name, number) == number:
-        yield replace(match, numbers={**match.numbers, term.name: number})
+        yield match._replace(numbers={**match.numbers, term.name: number})

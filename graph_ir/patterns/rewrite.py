@@ -13,7 +13,7 @@ from typing import Any
 
 from graph_ir.graph import Graph, Node, Value
 from graph_ir.patterns.match import Match, Matcher
-from graph_ir.patterns.term import Term, roots
+from graph_ir.patterns.term import Apply, Term, endings
 from graph_ir.tensor_type import TensorType
 
 
@@ -127,10 +127,11 @@ class Rewriter:
     ) -> None:
         self.graph = graph
         self.required = required
-        self.by_root: dict[str, list[Pattern]] = {}
+        self.by_root: dict[str, list[tuple[Pattern, Apply]]] = {}
         for pattern in patterns:
-            for op in roots(pattern.term):
-                self.by_root.setdefault(op, []).append(pattern)
+            for end in endings(pattern.term):
+                for op in end.ops:
+                    self.by_root.setdefault(op, []).append((pattern, end))
         self.producers = dict(graph.producers)
         self.readers = {v: dict.fromkeys(nodes) for v, nodes in graph.users.items()}
         self.block_of = dict(graph.block_of)
@@ -180,8 +181,11 @@ class Rewriter:
         return replace(self.graph, nodes=tuple(kept), blocks=tuple(blocks))
 
     def _rewrite(self, node: Node) -> list[Node] | None:
-        for pattern in self.by_root[node.op]:
-            for match in self.matcher.matches(pattern.term, node):
+        makers = self.matcher.makers(node)
+        for pattern, end in self.by_root[node.op]:
+            if any(makers.isdisjoint(ops) for ops in end.needs):
+                continue
+            for match in self.matcher.matches(end, node):
                 if not self.closed(match.inner, node):
                     continue
                 replacement = Replacement(self, node)

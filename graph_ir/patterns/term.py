@@ -40,7 +40,7 @@ class Number(Term):
 class Apply(Term):
     """An operator's first result (or another one)."""
 
-    __slots__ = ("args", "name", "ops", "output", "where")
+    __slots__ = ("args", "name", "needs", "ops", "output", "where")
 
     def __init__(
         self,
@@ -64,6 +64,8 @@ class Apply(Term):
         self.name = name
         self.where = where
         self.output = output
+        self.needs = tuple(found for a in args if (found := roots(a)))
+        """Operators that must be among those that make the operands: one of each set."""
 
 
 class Either(Term):
@@ -78,13 +80,19 @@ class Either(Term):
 COMMUTATIVE = frozenset({"add", "mul", "maximum", "minimum"})
 
 
-def roots(term: Term) -> frozenset[str]:
-    """The operators that a term can end in."""
-    if isinstance(term, Apply):
-        return term.ops
+def endings(term: Term) -> list[Apply]:
+    """The last operators that a term can have."""
     if isinstance(term, Either):
-        return frozenset[str]().union(*map(roots, term.options))
-    raise TypeError("a pattern ends in an operator")
+        return [end for option in term.options for end in endings(option)]
+    return [term] if isinstance(term, Apply) else []
+
+
+def roots(term: Term) -> frozenset[str]:
+    """The names of the operators that a term can end in; none if it can be any tensor or number."""
+    if isinstance(term, Either):
+        each = [roots(option) for option in term.options]
+        return frozenset().union(*each) if all(each) else frozenset()
+    return term.ops if isinstance(term, Apply) else frozenset()
 
 
 def product(a: Term, b: Term, c: Term) -> Term:

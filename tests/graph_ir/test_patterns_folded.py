@@ -86,5 +86,5 @@ def test_time_is_linear_in_nodes(training: bool) -> None:
         assert operators(found)["rms_norm"] == count
         return time.perf_counter() - start
 
-    small, large = seconds(400), seconds(3200)
+    small, large = seconds(300), seconds(2400)
     assert large < 8 * 4 * max(small, 0.01)
