@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from graph_ir.errors import OpboundError
 from reports.conclusions import StepParts, conclude
+from reports.quantities import ratio
 from reports.report import (
     MEMORY_KINDS,
     PHASES,
@@ -109,8 +110,8 @@ def build_report(
     Raises:
         OpboundError: if a phase or a kind of memory is not one the report knows.
     """
-    if times.step_time_s <= 0:
-        raise OpboundError("the model has no operator that takes time: there is nothing to report")
+    if not nodes:
+        raise OpboundError("the model has no operators: there is nothing to report")
     rows = fold_rows(_row(node, times.step_time_s) for node in nodes)
     memory = _memory(memory_by_kind_bytes, capacity_bytes)
     totals = _totals(rows, times, parameters, hardware, strategy, model_flops)
@@ -153,7 +154,7 @@ def _row(node: CostedNode, step_time_s: float) -> OpRow:
         bytes_communicated=node.bytes_communicated * node.count,
         arithmetic_intensity=intensity(node.flops, node.bytes_read + node.bytes_written),
         time_s=time_s,
-        share=time_s / step_time_s,
+        share=ratio(time_s, step_time_s),
         bound=node.bound,
         engine=node.engine,
         utilization=node.utilization,
@@ -197,8 +198,8 @@ def _totals(
     return Totals(
         step_time_s=times.step_time_s,
         flops=flops,
-        flops_per_s=flops / times.step_time_s,
-        mfu=model_flops / possible_flops,
+        flops_per_s=ratio(flops, times.step_time_s),
+        mfu=ratio(model_flops, possible_flops),
         bytes_read=sum(row.bytes_read for row in rows),
         bytes_written=sum(row.bytes_written for row in rows),
         bytes_communicated=sum(row.bytes_communicated for row in rows),

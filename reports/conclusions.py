@@ -150,6 +150,12 @@ def conclude(
     reprice: Callable[[str], float] | None = None,
 ) -> tuple[str, ...]:
     """The three closing sentences: the limit, the gain without it, and the memory."""
+    if not parts.step_time_s:
+        return (
+            f"Nothing limits this model on {plain_text(hardware)}: all its operators are views.",
+            "There is no limit to lift.",
+            _memory_sentence(memory),
+        )
     limit = find_limit(parts, reprice)
     work = {"training": "training step", "generation": "generation"}.get(mode, "step")
     return (

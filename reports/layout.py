@@ -13,6 +13,7 @@ from reports.quantities import (
     bytes_text,
     percent_text,
     plain_text,
+    ratio,
     scaled_text,
     shape_text,
     time_text,
@@ -116,7 +117,7 @@ def left_out_line(report: Report, shown: Sequence[OpRow]) -> list[str]:
         hidden_s = max(sum(row.time_s for row in worth) - sum(row.time_s for row in shown), 0.0)
         lines.append(
             f"{hidden} more {'row takes' if hidden == 1 else 'rows take'} {time_text(hidden_s)} "
-            f"({percent_text(hidden_s / report.totals.step_time_s)} of the step)"
+            f"({percent_text(ratio(hidden_s, report.totals.step_time_s))} of the step)"
         )
     if views:
         lines.append(f"{views} more {'row costs' if views == 1 else 'rows cost'} nothing (views)")
@@ -140,7 +141,7 @@ def _split_rows(title: str, times_s: Mapping[str, float], report: Report) -> lis
             f"by {title}" if index == 0 else "",
             plain_text(name),
             time_text(time_s),
-            percent_text(time_s / report.totals.step_time_s),
+            percent_text(ratio(time_s, report.totals.step_time_s)),
         ]
         for index, (name, time_s) in enumerate(ordered)
     ]
@@ -155,7 +156,7 @@ def total_lines(report: Report) -> list[tuple[str, str]]:
             "step",
             f"{time_text(totals.step_time_s)} = {time_text(totals.compute_time_s)} computing, "
             f"{time_text(totals.exposed_communication_s)} exposed communication, "
-            f"{time_text(bubble_s)} pipeline bubble ({percent_text(bubble_s / totals.step_time_s)})",
+            f"{time_text(bubble_s)} pipeline bubble ({percent_text(ratio(bubble_s, totals.step_time_s))})",
         ),
         (
             "rate",

@@ -11,6 +11,11 @@ _SCALES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, 
 _UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
+def ratio(part: float, whole: float) -> float:
+    """`part / whole`, and 0 where there is no whole: a model of views takes no time."""
+    return part / whole if whole else 0.0
+
+
 def plain_text(text: str, limit: int = 200) -> str:
     r"""Makes an untrusted name printable on one line.
 

@@ -60,12 +60,19 @@ def test_memory_sums_by_kind_and_says_whether_it_fits(make_report):
     ("change", "says"),
     [
         ({"memory_by_kind_bytes": {"weights": 1}}, "weights"),
-        ({"times": StepTimes(step_time_s=0.0)}, "nothing to report"),
+        ({"nodes": ()}, "nothing to report"),
     ],
 )
 def test_what_cannot_be_reported_is_an_error(make_report, change, says):
     with pytest.raises(OpboundError, match=says):
         make_report(**change)
+
+
+def test_a_model_of_views_takes_no_time(make_report, nodes):
+    view = dataclasses.replace(nodes[0], time_s=0.0, terms_s={})
+    report = make_report(nodes=(view,), times=StepTimes(step_time_s=0.0))
+    assert report.totals.mfu == report.totals.flops_per_s == report.operators[0].share == 0
+    assert "views" in report.totals.conclusions[0]
 
 
 def test_records_read_like_their_json(report):
