@@ -16,6 +16,7 @@ from importers.imported_model import MODES, ImportedModel, ImportOptions
 __all__ = ["ImportOptions", "ImportedModel", "load"]
 
 _ONNX_SUFFIXES = (".onnx", ".onnxtxt", ".ort", ".pb")
+_MODEL_FORMS = "give the path of an .onnx or .pt2 file, hf:NAME, or package.module:factory"
 
 
 def load(
@@ -88,8 +89,16 @@ def load(
 
         return import_torch(model, options, example_inputs=example_inputs)
     text = str(model)
+    if not text:
+        raise OpboundError(f"the model's name is empty: {_MODEL_FORMS}")
     if text.startswith("hf:"):
         _only_onnx(options)
+        if text == "hf:":
+            raise OpboundError("hf: lacks a name: write hf:NAME or hf:path/to/config.json")
+        if options.dims:
+            raise OpboundError(
+                f"{text} has no named dims ({', '.join(options.dims)}): give --batch and --sequence"
+            )
         from importers.huggingface import import_huggingface
 
         return import_huggingface(text.removeprefix("hf:"), options)
@@ -107,10 +116,7 @@ def load(
         from importers.onnx_importer import import_onnx
 
         return import_onnx(path, options)
-    raise OpboundError(
-        f"cannot find model {text!r}: give the path of an .onnx or .pt2 file, hf:NAME, "
-        "or package.module:factory"
-    )
+    raise OpboundError(f"cannot find model {text!r}: {_MODEL_FORMS}")
 
 
 def _check_answers(options: ImportOptions) -> None:

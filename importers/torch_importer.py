@@ -210,6 +210,8 @@ def _import_program(
 def _call_factory(text: str) -> tuple[Any, Any]:
     """Imports and calls `package.module:factory`: this runs the user's code."""
     module_name, _, attribute = text.partition(":")
+    if not module_name or not attribute:
+        raise OpboundError(f"{text!r} is not package.module:factory: one half is empty")
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -222,6 +224,10 @@ def _call_factory(text: str) -> tuple[Any, Any]:
     except AttributeError as error:
         raise OpboundError(
             f"module {module_name!r} has no {attribute!r} (model {text!r})"
+        ) from error
+    except Exception as error:  # the user's own code may raise anything, also while it is imported
+        raise OpboundError(
+            f"importing {module_name!r} for model {text!r} failed: {type(error).__name__}: {error}"
         ) from error
     is_module = hasattr(found, "parameters") and not isinstance(found, type)
     try:

@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A fault of opbound itself is told in one line too; who reports it needs the traceback.
         if os.environ.get("OPBOUND_DEBUG"):
             raise
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            return _fail("not enough memory for these sizes: give a smaller batch, sequence or dim")
         return _fail(
             f"internal error: {type(error).__name__}: {error}; set OPBOUND_DEBUG=1 to see where, "
             "and report it with the model"
@@ -65,6 +67,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return _annotate(arguments)
     if arguments.command == "hardware":
         return _hardware(arguments)
+    if arguments.command == "validate":
+        return _validate(arguments)
     raise OpboundError("say what to do: `opbound analyze MODEL`, `opbound hardware` or --help")
 
 
@@ -135,6 +139,16 @@ def _hardware(arguments: argparse.Namespace) -> int:
     from opbound.hardware_page import list_devices, show_device
 
     sys.stdout.write(show_device(arguments.name) if arguments.name else list_devices())
+    return EXIT_OK
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from opbound.output import Output
+    from opbound.progress import progress
+    from opbound.validate_command import validate
+
+    with Output(arguments.output) as output, progress() as say:
+        output.write(validate(arguments.format, say))
     return EXIT_OK
 
 

@@ -41,6 +41,8 @@ class Output:
         target = self._target
         if target is None:
             return self
+        if not self._name:
+            raise OpboundError("the output file's name is empty: give one with -o")
         try:
             if target.is_dir():
                 raise IsADirectoryError("it is a folder")

@@ -175,3 +175,31 @@ def test_an_escape_in_a_file_name_is_not_printed(opbound):
     process = opbound("analyze", "\x1b[31mred.onnx")
     assert_one_line(process, "\\x1b[31mred.onnx")
     assert "\x1b" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("", "name is empty"),
+        ("hf:", "hf:NAME"),
+        (":factory", "one half is empty"),
+        ("broken_code:factory", "SyntaxError"),
+        ("good_code:missing", "has no 'missing'"),
+        ("good_code:fails", "ZeroDivisionError"),
+        ("good_code:number", "cannot import a int"),
+    ],
+)
+def test_a_model_that_cannot_be_made(opbound, tmp_path, model, says):
+    pytest.importorskip("torch")
+    (tmp_path / "broken_code.py").write_text("def factory(:\n", encoding="utf-8")
+    code = "number = 3\ndef fails():\n    return 1 / 0\n"
+    (tmp_path / "good_code.py").write_text(code, encoding="utf-8")
+    assert_one_line(opbound("analyze", model), says)
+
+
+def test_an_architecture_has_no_named_dims(opbound):
+    assert_one_line(opbound("analyze", "hf:gpt2", "--dim", "width=4"), "width", "--batch")
+
+
+def test_an_empty_output_name(opbound, relu_model):
+    assert_one_line(opbound("analyze", relu_model, "-o", ""), "-o")
