@@ -10,6 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from graph_ir.errors import DimensionError, OpboundError
+from importers.hf_modalities import (
+    field_of,
+    image_tokens,
+    images,
+    parameters_of,
+    pixels,
+    sound,
+)
 from importers.imported_model import ImportOptions
 from importers.torch_call import InputHint
 
@@ -43,12 +51,18 @@ def traceable(model: Any, options: ImportOptions) -> TraceCase:
     """
     batch = options.batch or 1
     main = getattr(model, "main_input_name", "input_ids")
-    if main == "pixel_values":
+    names = parameters_of(model)
+    generating = options.mode in ("prefill", "decode")
+    if "input_ids" not in names and "pixel_values" in names:
         return _vision(model, options, batch)
-    if main != "input_ids":
+    if main in ("input_values", "input_features"):
+        return _sound(model, options, batch, main)
+    if not generating and has_images(model):
+        return _text_and_more(model, options, batch)
+    if "input_ids" not in names:
         raise OpboundError(
-            f"{type(model).__name__} takes {main!r}, for which importers/hf_inputs.py has no input builder: "
-            f"pass the module with example inputs through opbound.analyze"
+            f"{type(model).__name__} takes {main!r}, for which importers/hf_inputs.py has no input "
+            f"builder: pass the module with example inputs through opbound.analyze"
         )
     sequence, notes = _sequence(model, options)
     if options.mode in ("prefill", "decode"):
@@ -88,7 +102,8 @@ def causal_mask(model: Any, queries: int, keys: int) -> dict[str, Any]:
     """
     import torch
 
-    if model.config._attn_implementation != "eager":
+    attends = getattr(model.config, "num_attention_heads", None) is not None
+    if model.config._attn_implementation != "eager" or not attends:
         return {}
     return {"attention_mask": torch.zeros(1, 1, queries, keys, dtype=model.dtype, device="meta")}
 
@@ -113,23 +128,17 @@ def _encoder_decoder(
 
 def _vision(model: Any, options: ImportOptions, batch: int) -> TraceCase:
     """Images of the size the config names."""
-    import torch
-
-    config = model.config
+    image = pixels(model, batch)
     if options.sequence is not None:
         raise DimensionError(
-            f"{type(model).__name__} has no sequence dim: "
-            f"its {config.image_size} px images fix the number of "
+            f"{type(model).__name__} has no sequence dim: its {image.shape[-1]} px images fix the number of "
             f"patches; leave sequence out"
         )
     if options.mode in ("prefill", "decode"):
         raise OpboundError(
             f"{type(model).__name__} generates no tokens: use inference or training mode"
         )
-    size = config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    shape = (batch, config.num_channels, height, width)
-    kwargs = {"pixel_values": torch.zeros(shape, dtype=model.dtype, device="meta")}
+    kwargs = {"pixel_values": image}
     if options.mode == "training":
         kwargs["labels"] = _labels(model, batch, 0)
     hints = {
@@ -137,6 +146,94 @@ def _vision(model: Any, options: ImportOptions, batch: int) -> TraceCase:
         "labels": InputHint(("batch",)),
     }
     return TraceCase(module=model, kwargs=kwargs, inputs=hints, batch=batch, sequence=None)
+
+
+def has_images(model: Any) -> bool:
+    """Whether a model that takes text also takes something beside it, and its config describes that."""
+    names = parameters_of(model)
+    config = model.config
+    if "input_features" in names and hasattr(config, "audio_config"):
+        return True
+    return "pixel_values" in names and field_of(config, "image_size", "patch_size") is not None
+
+
+def _sound(model: Any, options: ImportOptions, batch: int, main: str) -> TraceCase:
+    """Samples or spectrogram frames, and in an encoder-decoder the tokens of the text too.
+
+    `sequence` is the text's tokens where there is text, else the samples or frames.
+    """
+    names = parameters_of(model)
+    if options.mode in ("prefill", "decode"):
+        raise OpboundError(
+            f"{type(model).__name__} starts from sound: its generation is not imported; use inference mode"
+        )
+    text = "decoder_input_ids" in names
+    kwargs = {main: sound(model, main, batch, None if text else options.sequence)}
+    hints = {main: InputHint(("batch", *[None] * (kwargs[main].ndim - 1)))}
+    sequence = None
+    if text or "decoder_input_values" in names:
+        longest = field_of(model.config, "max_target_positions", "max_position_embeddings")
+        sequence = options.sequence or min(DEFAULT_SEQUENCE, int(longest or DEFAULT_SEQUENCE))
+    if text:
+        label = "labels" if options.mode == "training" else "decoder_input_ids"
+        kwargs[label] = tokens(batch, sequence or 1)
+        hints[label] = InputHint(("batch", "sequence"))
+    elif "decoder_input_values" in names:
+        kwargs["decoder_input_values"] = sound(model, "input_features", batch, sequence)
+        kwargs["decoder_input_values"] = kwargs["decoder_input_values"].transpose(1, 2).contiguous()
+    elif options.mode == "training":
+        kwargs["labels"] = _labels(model, batch, 16)
+    if "use_cache" in names:
+        kwargs["use_cache"] = False
+    return TraceCase(module=model, kwargs=kwargs, inputs=hints, batch=batch, sequence=sequence)
+
+
+def _text_and_more(model: Any, options: ImportOptions, batch: int) -> TraceCase:
+    """Text with one image (or recording) per sample; the image's tokens are part of the sequence."""
+    import torch
+
+    names = parameters_of(model)
+    more: dict[str, Any] = {}
+    if "pixel_values" in names and field_of(model.config, "image_size", "patch_size") is not None:
+        more = images(model, batch)
+    elif "input_features" in names:
+        more = {"input_features": sound(model, "input_features", batch, None)}
+    if "qformer_input_ids" in names:
+        more["qformer_input_ids"] = torch.zeros(batch, 8, dtype=torch.long)
+    text = model.config.get_text_config()
+    text.use_cache = False
+    longest = field_of(text, "max_position_embeddings")
+    wanted = options.sequence or min(DEFAULT_SEQUENCE, int(longest or DEFAULT_SEQUENCE))
+    ids = image_tokens(model, batch, wanted, more)
+    kwargs = {"input_ids": ids, **more}
+    if "use_cache" in names:
+        kwargs["use_cache"] = False
+    if "bbox" in names:
+        kwargs["bbox"] = tokens(batch, ids.shape[1] * 4).reshape(batch, -1, 4)
+    if "mm_token_type_ids" in names:
+        kwargs["mm_token_type_ids"] = (ids == int(model.config.image_token_id)).long()
+    if options.mode == "training":
+        kwargs["labels"] = _labels(model, batch, ids.shape[1])
+    elif "decoder_input_ids" in names:
+        kwargs["decoder_input_ids"] = tokens(batch, wanted)
+    hints = {
+        k: InputHint(("batch", "sequence") if k in ("input_ids", "labels") else (None,) * v.ndim)
+        for k, v in kwargs.items()
+        if hasattr(v, "ndim")
+    }
+    notes: tuple[str, ...] = ()
+    if ids.shape[1] != wanted:
+        notes = (
+            f"the sequence is {ids.shape[1]} tokens, since the image alone fills {ids.shape[1] - 2}",
+        )
+    return TraceCase(
+        module=model,
+        kwargs=kwargs,
+        inputs=hints,
+        batch=batch,
+        sequence=ids.shape[1],
+        notes=notes,
+    )
 
 
 def _sequence(model: Any, options: ImportOptions) -> tuple[int, tuple[str, ...]]:

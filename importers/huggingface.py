@@ -14,7 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from graph_ir.errors import ModelFileError, OpboundError, did_you_mean
+from graph_ir.errors import (
+    DimensionError,
+    ModelFileError,
+    OpboundError,
+    UnknownOperatorError,
+    did_you_mean,
+)
 from importers.imported_model import ImportedModel, ImportOptions
 
 CONFIG_FOLDER = Path(__file__).parent / "model_configs"
@@ -23,6 +29,18 @@ _TRACEABLE_DTYPES = ("float32", "float16", "bfloat16")
 
 _OWN_KEYS = ("_source", "source", "_attn_implementation", "_experts_implementation")
 _MASKLESS_SDPA = "opbound_sdpa"
+
+# What a config without `architectures` is taken for, first match first.
+_TWO_PART = ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM", "MODEL_FOR_SPEECH_SEQ_2_SEQ")
+_ONE_PART = (
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT",
+    "MODEL_FOR_CAUSAL_LM",
+    "MODEL_FOR_SPEECH_SEQ_2_SEQ",
+    "MODEL_FOR_IMAGE_CLASSIFICATION",
+    "MODEL_FOR_SEMANTIC_SEGMENTATION",
+    "MODEL_FOR_OBJECT_DETECTION",
+    "MODEL_FOR_DEPTH_ESTIMATION",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,37 +102,66 @@ def import_huggingface(name_or_path: str, options: ImportOptions) -> ImportedMod
         OpboundError: the config is not usable, or the model cannot be traced.
     """
     config = read_config(name_or_path)
-    torch, transformers = _libraries()
-    from importers.hf_inputs import traceable
-    from importers.torch_export import export_module, import_program
-
+    _, transformers = _libraries()
     wanted = options.dtype or str(_own_dtype(config.content) or DEFAULT_DTYPE).removeprefix(
         "torch."
     )
     built_dtype = wanted if wanted in _TRACEABLE_DTYPES else _canonical_dtype(wanted)
     with _quiet(transformers):
-        model = build_model(config, built_dtype)
-        model.train(options.mode == "training")
-        case = traceable(model, options)
-        program = export_module(case.module, case.args, case.kwargs, name=config.name)
+        refused: OpboundError | None = None
+        for dtype in dict.fromkeys((built_dtype, "float32")):
+            try:
+                return _import_in(config, dtype, replace(options, dtype=wanted), name_or_path)
+            except (DimensionError, UnknownOperatorError):
+                raise
+            except OpboundError as error:
+                # Some models mix in fp32 tensors of their own and only run in fp32.
+                refused = refused or error
+        raise refused or OpboundError(f"{config.name} cannot be imported")
+
+
+def _import_in(
+    config: ModelConfig, dtype: str, options: ImportOptions, asked: str
+) -> ImportedModel:
+    """Builds the model in one dtype and imports it."""
+    import transformers
+
+    from importers.hf_inputs import traceable
+    from importers.torch_routes import import_module
+
+    model = build_model(config, dtype)
+    model.train(options.mode == "training")
+    case = traceable(model, options)
     notes = list(case.notes)
     if "quantization_config" in config.content:
         notes.append(
             "the config's quantization_config is not applied: weights count in the model's dtype"
         )
-    imported = import_program(
-        program,
-        replace(options, dtype=wanted),
-        name=config.name,
-        source=f"hf:{name_or_path}",
-        sha256=config.sha256,
-        importer=f"transformers {transformers.__version__}, torch.export {torch.__version__}",
-        inputs=case.inputs,
-        module_prefix=case.prefix,
-        notes=notes,
-        first_cache_output=case.first_cache_output,
-    )
-    return replace(imported, batch=case.batch, sequence=case.sequence)
+
+    def imported(kwargs: Mapping[str, Any]) -> ImportedModel:
+        return import_module(
+            case.module,
+            case.args,
+            kwargs,
+            options,
+            importer=f"transformers {transformers.__version__}",
+            name=config.name,
+            source=f"hf:{asked}",
+            sha256=config.sha256,
+            inputs=case.inputs,
+            module_prefix=case.prefix,
+            notes=notes,
+            first_cache_output=case.first_cache_output,
+        )
+
+    try:
+        found = imported(case.kwargs)
+    except OpboundError:
+        if "attention_mask" not in case.kwargs:
+            raise
+        # Not every model takes a mask of four dims; left alone, it makes its own.
+        found = imported({k: v for k, v in case.kwargs.items() if k != "attention_mask"})
+    return replace(found, batch=case.batch, sequence=case.sequence)
 
 
 def build_model(config: ModelConfig, dtype: str = DEFAULT_DTYPE) -> Any:
@@ -204,7 +251,12 @@ def _model_class(transformers: Any, config: ModelConfig, hf_config: Any) -> Any:
         if found is not None:
             return found
     auto = transformers.models.auto.modeling_auto
-    for mapping in (auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_MAPPING):
+    whole = getattr(hf_config, "is_encoder_decoder", False)
+    order: tuple[str, ...] = _TWO_PART if whole else _ONE_PART
+    if hasattr(hf_config, "text_config") and hasattr(hf_config, "vision_config"):
+        order = _ONE_PART[:1]
+    for purpose in (*order, "MODEL", "MODEL_FOR_PRETRAINING"):
+        mapping = getattr(auto, f"{purpose}_MAPPING")
         if type(hf_config) in mapping:
             found = mapping[type(hf_config)]
             return found[0] if isinstance(found, tuple) else found

@@ -108,6 +108,40 @@ def _gelu(call: Call) -> Value:
     return call.one(record, [call.value("self")])
 
 
+def _gated(call: Call) -> Value:
+    """`glu`: the first half times the sigmoid of the second."""
+    source = call.value("self")
+    axis = call.axis("dim", len(source.type.shape))
+    first, gate = call.emit(
+        "split", [source], [call.type] * 2, {"axis": axis, "view": True}, "halves"
+    )
+    (opened,) = call.emit("sigmoid", [gate], suffix="gate")
+    return call.one("mul", [first, opened])
+
+
+def _polar(call: Call) -> Value:
+    """A complex number from length and angle: real and imaginary part side by side, read as one."""
+    length, angle = call.value("abs"), call.value("angle")
+    column = call.emit("cos", [angle], [angle.type], suffix="cos")[0]
+    other = call.emit("sin", [angle], [angle.type], suffix="sin")[0]
+    shape = (*call.type.shape, 1)
+    parts: list[Value] = []
+    for name, part in (("real", column), ("imaginary", other)):
+        (scaled,) = call.emit(
+            "mul", [length, part], [angle.type.with_shape(call.type.shape)], suffix=name
+        )
+        wide = scaled.type.with_shape(shape)
+        parts += call.emit("reshape", [scaled], [wide], {"view": True}, f"{name}_column")
+    pair = parts[0].type.with_shape((*call.type.shape, 2))
+    (joined,) = call.emit("concat", parts, [pair], {"axis": len(shape) - 1})
+    return call.one("reshape", [joined], view=True)
+
+
+def _reinterpreted(call: Call) -> Value:
+    """The same bytes read as complex numbers, or as their parts."""
+    return call.one("reshape", [call.value("self")], view=True)
+
+
 def _log_sigmoid(call: Call) -> Value:
     """The logarithm of a sigmoid is -softplus(-x)."""
     (turned,) = call.emit("neg", [call.value("self")], suffix="turned")
@@ -189,12 +223,11 @@ def _contiguous(call: Call) -> Value:
 
 def _dropout(call: Call) -> Value:
     """In training: the kept values and the mask, one byte per element."""
+    (source,) = call.values(["input"]) or call.values(["self"])
     if not call["train"] or call["p"] == 0.0:
-        return call.value("input")
+        return source
     mask = call.type.with_dtype(DType.BOOL)
-    return call.emit("dropout", [call.value("input")], [call.type, mask], {"p": float(call["p"])})[
-        0
-    ]
+    return call.emit("dropout", [source], [call.type, mask], {"p": float(call["p"])})[0]
 
 
 def _filled(number: float | str | None) -> Rule:
@@ -251,6 +284,10 @@ RULES: Mapping[str, Rule] = {
     "aten.square": lambda call: call.one("pow", [call.value("self")], scalar=2),
     "aten.gelu": _gelu,
     "aten.log_sigmoid": _log_sigmoid,
+    "aten.glu": _gated,
+    "aten.polar": _polar,
+    "aten.view_as_complex": _reinterpreted,
+    "aten.view_as_real": _reinterpreted,
     "aten.elu": _with_slope("elu", "alpha"),
     "aten.celu": _with_slope("elu", "alpha"),
     "aten.leaky_relu": _with_slope("leaky_relu", "negative_slope"),
@@ -290,7 +327,7 @@ RULES: Mapping[str, Rule] = {
         f"aten.{name}": _random
         for name in (
             "rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm", "bernoulli",
-            "uniform", "normal", "exponential", "normal_functional",
+            "uniform", "normal", "exponential", "normal_functional", "multinomial",
         )
     },
 }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from graph_ir.errors import UnknownOperatorError
 from graph_ir.graph import Value
 from graph_ir.tensor_type import DType
 from importers.torch_call import Call, is_tensor
@@ -115,6 +116,70 @@ def _scatter_data(call: Call) -> Value:
     return call.one("scatter_nd", operands)
 
 
+def _masked_scatter(call: Call) -> Value:
+    """The source's elements in order where the mask holds: each looks up how many came before it."""
+    base, mask, source = call.value("self"), call.value("mask"), call.value("source")
+    if mask.type.shape != base.type.shape:
+        wide = mask.type.with_shape(base.type.shape)
+        (mask,) = call.emit("expand", [mask], [wide], {"view": True}, "mask")
+    count = base.type.elements
+    flat_mask = as_shape(call, mask, (count,), "flat_mask")
+    numbers = flat_mask.type.with_dtype(DType.INT64)
+    (order,) = call.emit("cumsum", [flat_mask], [numbers], {"axis": 0}, "order")
+    (index,) = call.emit("sub", [order], [numbers], {"scalar": 1}, "index")
+    (index,) = call.emit("clamp", [index], [numbers], {"min": 0}, "first")
+    flat_source = as_shape(call, source, (source.type.elements,), "flat_source")
+    taken = source.type.with_shape((count,))
+    (rows,) = call.emit("gather", [flat_source, index], [taken], {"axis": 0}, "taken")
+    return call.one("where", [mask, as_shape(call, rows, base.type.shape, "placed"), base])
+
+
+def _as_strided(call: Call) -> Value:
+    """Any strides over a tensor in memory order: each element is looked up by a constant index."""
+    import numpy as np
+
+    source = call.value("self")
+    size, stride = tuple(call["size"]), tuple(call["stride"])
+    start = int(call["storage_offset"] or 0)
+    if not call.layout().is_contiguous():
+        raise UnknownOperatorError(
+            f"{call.node.name}: as_strided of a tensor out of memory order has no rule: add it to "
+            f"_as_strided in importers/torch_lookup.py"
+        )
+    index = np.full(size, start, dtype=np.int64)
+    for axis, (length, step) in enumerate(zip(size, stride, strict=True)):
+        steps = np.arange(length) * step
+        index = index + steps.reshape([-1 if i == axis else 1 for i in range(len(size))])
+    line = as_shape(call, source, (source.type.elements,), "line")
+    return call.one("gather", [line, call.constant(index, DType.INT64)], axis=0)
+
+
+def _windows(call: Call) -> Value:
+    """`im2col`: every window of an image as a column, looked up by a constant index."""
+    import numpy as np
+
+    image = call.value("self")
+    *lead, height, width = image.type.shape
+    (kh, kw), (dh, dw) = call["kernel_size"], call["dilation"]
+    (ph, pw), (sh, sw) = call["padding"], call["stride"]
+    if ph or pw:
+        before = (*[0] * len(lead), ph, pw)
+        shape = (*lead, height + 2 * ph, width + 2 * pw)
+        padded = image.type.with_shape(shape)
+        (image,) = call.emit("pad", [image], [padded], {"before": before, "value": 0}, "pad")
+        height, width = shape[-2:]
+    rows = (np.arange(0, height - dh * (kh - 1), sh), np.arange(kh) * dh)
+    columns = (np.arange(0, width - dw * (kw - 1), sw), np.arange(kw) * dw)
+    y = rows[1][:, None, None, None] + rows[0][None, None, :, None]
+    x = columns[1][None, :, None, None] + columns[0][None, None, None, :]
+    index = (y * width + x).reshape(kh * kw, -1)
+    line = as_shape(call, image, (*lead, height * width), "line")
+    taken = image.type.with_shape((*lead, *index.shape))
+    where = {"axis": len(lead)}
+    (found,) = call.emit("gather", [line, call.constant(index, DType.INT64)], [taken], where)
+    return as_shape(call, found, call.type.shape)
+
+
 def _histogram(call: Call) -> Value:
     return call.one("histogram", [call.value("self")])
 
@@ -161,6 +226,9 @@ RULES: Mapping[str, Rule] = {
     "aten.scatter": _elements("scatter_elements"),
     "aten.scatter_add": _elements("scatter_elements"),
     "aten.scatter_reduce": _elements("scatter_elements"),
+    "aten.masked_scatter": _masked_scatter,
+    "aten.as_strided": _as_strided,
+    "aten.im2col": _windows,
     "aten.slice_scatter": _scatter_slice,
     "aten.select_scatter": _scatter_slice,
     "aten.index_put": _scatter_data,

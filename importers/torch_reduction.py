@@ -8,7 +8,7 @@ from typing import Any
 from graph_ir.errors import UnknownOperatorError
 from graph_ir.graph import Value
 from graph_ir.tensor_type import DType, TensorType
-from importers.torch_call import Call, is_tensor
+from importers.torch_call import Call, Constant, is_tensor
 from importers.torch_contraction import per_dim
 from importers.torch_movement import as_shape
 
@@ -129,7 +129,8 @@ def _batch_norm(call: Call) -> Any:
 
     source = call.value("input")
     channels = TensorType((source.type.shape[1],), DType.FLOAT32)
-    training = bool(call["training"] if call["training"] is not None else call["use_input_stats"])
+    given = call["training"] if call["training"] is not None else call["use_input_stats"]
+    training = bool(given) and "no_training" not in str(call.node.target)
     scale = [
         call.value(name)
         if is_tensor(call[name])
@@ -138,9 +139,12 @@ def _batch_norm(call: Call) -> Any:
     ]
     attrs = {"training": training, "eps": float(call["eps"])}
     if not training:
-        return call.one(
-            "batch_norm", [source, *scale, *call.values(["running_mean", "running_var"])], **attrs
-        )
+        operands = [source, *scale, *call.values(["running_mean", "running_var"])]
+        (result,) = call.emit("batch_norm", operands, call.types[:1], attrs)
+        # The lower-level operators return statistics too, which are empty here.
+        return (result, *map(Constant, call.types[1:])) if len(call.types) > 1 else result
+    if len(call.types) > 1:
+        return call.emit("batch_norm", [source, *scale], [call.types[0], channels, channels], attrs)
     return call.emit("batch_norm", [source, *scale], [call.types[0], channels, channels], attrs)[0]
 
 
@@ -251,11 +255,20 @@ RULES: Mapping[str, Rule] = {
     "aten.rms_norm": _layer_norm("rms_norm"),
     "aten.group_norm": _group_norm,
     "aten.instance_norm": _group_norm,
-    "aten.batch_norm": _batch_norm,
+    **{
+        f"aten.{name}": _batch_norm
+        for name in (
+            "batch_norm",
+            "native_batch_norm",
+            "_native_batch_norm_legit",
+            "_native_batch_norm_legit_no_training",
+        )
+    },
     **{f"aten.max_pool{n}d": _pool("max_pool") for n in (1, 2, 3)},
     **{f"aten.max_pool{n}d_with_indices": _pool("max_pool") for n in (1, 2, 3)},
     **{f"aten.avg_pool{n}d": _pool("avg_pool") for n in (1, 2, 3)},
     **{f"aten.adaptive_avg_pool{n}d": _adaptive_average for n in (1, 2, 3)},
+    **{f"aten._adaptive_avg_pool{n}d": _adaptive_average for n in (2, 3)},
     "aten.topk": _topk,
     "aten.sort": _sort,
     "aten.argsort": _argsort,

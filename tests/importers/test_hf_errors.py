@@ -35,7 +35,10 @@ def test_file_that_is_no_json(tmp_path):
         ({"model_type": "lama"}, "did you mean 'llama'"),
         ({"model_type": "llama", "hidden_size": "wide"}, "cannot build"),
         ({"model_type": "llama", "num_attention_heads": 0}, "cannot build"),
-        ({"model_type": "whisper", "architectures": ["WhisperModel"]}, "no input builder"),
+        (
+            {"model_type": "pix2struct", "architectures": ["Pix2StructForConditionalGeneration"]},
+            "no input builder",
+        ),
     ],
 )
 def test_config_that_transformers_refuses(tmp_path, content, match):
