@@ -199,6 +199,8 @@ def _attention(hardware: Hardware, node: Node) -> OpCost:
     backward = node.op == "attention_backward"
     query = node.inputs[1] if backward else node.inputs[0]
     dtype = query.type.dtype
+    # A device's share of the queries, taken from both ends, sees a known part of the keys on average.
+    share = node.attrs.get("causal_share")
     kernel = attention_cost(
         hardware,
         dtype,
@@ -207,11 +209,11 @@ def _attention(hardware: Hardware, node: Node) -> OpCost:
             heads=size["g"] * size.get("r", 1),
             kv_heads=size["g"],
             queries=size["s"],
-            keys=size["t"],
+            keys=size["t"] if share is None else max(1, round(size["t"] * share)),
             head_dim=size["d"],
             value_dim=size["e"],
         ),
-        causal=bool(node.attrs.get("causal")),
+        causal=bool(node.attrs.get("causal")) and share is None,
         backward=backward,
     )
     return kernel_op_cost(

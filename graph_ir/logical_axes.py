@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from graph_ir.equation import Dim, ShardingRule, Window, factors
+from graph_ir.equation import Dim, ShardingRule, Window, factors, names_of
 from graph_ir.graph import Graph, Node, Value
 
 
@@ -242,6 +242,19 @@ class LogicalAxes:
         if all(a is None for a in own) or all(a is None for a in inputs):
             return None
         return AxisRule("", inputs, outputs, partial=False)
+
+    def query_rule(self, node: Node, axis: Axis) -> AxisRule | None:
+        """A rule for fused attention of tokens to themselves: queries are split, keys and values whole."""
+        if node.definition.kind != "attention" or axis not in self.of_node(node)["s"]:
+            return None
+        if any(self.all_of(v).count(axis) > 1 for v in node.inputs):
+            return None
+        equation = node.equation
+        inputs, outputs = (
+            tuple(axis if "s" in names_of(dims) else None for dims in operands)
+            for operands in (equation.inputs, equation.outputs)
+        )
+        return AxisRule("s", inputs, outputs)
 
     def _find_rule(self, node: Node, axis: Axis) -> AxisRule | None:
         if axis.blocked:

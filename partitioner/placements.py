@@ -24,6 +24,8 @@ class Plan:
     """Split in nodes and values that have none of `axes` or cannot split them, the first that works:
     tokens in sequence parallelism, tokens and else heads in context parallelism. What is stored or comes
     from outside stays whole."""
+    queries: bool = False
+    """Whether fused attention that can split nothing else splits its queries, keys and values gathered."""
     batch: frozenset[Axis] = frozenset()
     """Those of `axes` that hold the batch: statistics are taken over each device's part of it, and
     lookups and sorts of the data itself are each device's own."""
@@ -105,6 +107,14 @@ class Placements:
                         candidates is self.plan.axes or self._keeps_parameters_whole(node, rule)
                     ):
                         return rule
+        if self.plan.queries and node.definition.kind == "attention":
+            return self._queries(node)
+        return None
+
+    def _queries(self, node: Node) -> AxisRule | None:
+        for axis in (a for candidates in self.plan.elsewhere for a in candidates):
+            if axis in self.axes.of_node(node)["s"]:
+                return self.axes.query_rule(node, axis)
         return None
 
     def _keeps_parameters_whole(self, node: Node, rule: AxisRule) -> bool:

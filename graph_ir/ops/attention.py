@@ -94,26 +94,42 @@ def causal_fraction(node: Node) -> float:
     """Share of the score rectangle that a causal mask leaves, as `attend` masks it."""
     if not node.attrs.get("causal"):
         return 1.0
+    share = node.attrs.get("causal_share")
+    if share is not None:
+        return float(share)
     s, t = node.equation.sizes["s"], node.equation.sizes["t"]
     if t < s:
         return ((t + 1) / 2 + (s - t)) / s
     return (t - s + (s + 1) / 2) / t
 
 
+def localize_queries(node: Node, name: str, start: int, stop: int) -> dict[str, Any]:
+    """Some of the queries under a causal mask: where they stand, and the work they have to do.
+
+    Devices take queries from both ends of the sequence, so that each does the average work (zigzag,
+    Llama 3, arXiv 2407.21783, section 3.3.2).
+    """
+    if name != "s" or not node.attrs.get("causal"):
+        return {}
+    return {"first_query": start, "causal_share": causal_fraction(node)}
+
+
 def attend(
-    query: Array, key: Array, value: Array, mask: Array | None, causal: bool, scale: float | None
+    query: Array, key: Array, value: Array, mask: Array | None, attrs: Mapping[str, Any]
 ) -> tuple[Array, Array, Array]:
     """Plain attention. Returns (output, log of the softmax sums, probabilities).
 
     Causal: with more keys than queries (a KV cache) the last query attends to every key; with fewer, query
-    i attends to the first i + 1 keys.
+    i attends to the first i + 1 keys. The attribute `first_query` says otherwise where the first one stands.
     """
+    scale = attrs.get("scale")
     repeat = query.shape[1] // key.shape[1]
     key, value = np.repeat(key, repeat, axis=1), np.repeat(value, repeat, axis=1)
     scores = np.einsum("bhsd,bhtd->bhst", query, key) * (scale or query.shape[-1] ** -0.5)
-    if causal:
+    if attrs.get("causal"):
         s, t = scores.shape[-2:]
-        scores = np.where(np.arange(t) <= np.arange(s)[:, None] + max(t - s, 0), scores, -np.inf)
+        last = np.arange(s)[:, None] + attrs.get("first_query", max(t - s, 0))
+        scores = np.where(np.arange(t) <= last, scores, -np.inf)
     if mask is not None:
         scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
     top = scores.max(axis=-1, keepdims=True)
@@ -126,10 +142,7 @@ def attend(
 def _evaluate(
     node: Node, query: Array, key: Array, value: Array, *mask: Array
 ) -> tuple[Array, ...]:
-    attrs = node.attrs
-    found = attend(
-        query, key, value, mask[0] if mask else None, bool(attrs.get("causal")), attrs.get("scale")
-    )
+    found = attend(query, key, value, mask[0] if mask else None, node.attrs)
     return found[: len(node.outputs)]
 
 
@@ -145,9 +158,7 @@ def _evaluate_backward(
 ) -> tuple[Array, ...]:
     attrs = node.attrs
     scale = attrs.get("scale") or query.shape[-1] ** -0.5
-    _, own, p = attend(
-        query, key, value, mask[0] if mask else None, bool(attrs.get("causal")), attrs.get("scale")
-    )
+    _, own, p = attend(query, key, value, mask[0] if mask else None, node.attrs)
     # The saved sums are those over all keys, also where this device holds some of them.
     p = p * np.exp(own - lse)[..., None]
     groups, repeat = key.shape[1], query.shape[1] // key.shape[1]
@@ -191,6 +202,7 @@ register(
         gradient=_gradient,
         evaluate=_evaluate,
         executed_fraction=causal_fraction,
+        localize=localize_queries,
     ),
     OpDef(
         "attention_backward",
@@ -200,5 +212,6 @@ register(
         engine="matrix",
         evaluate=_evaluate_backward,
         executed_fraction=causal_fraction,
+        localize=localize_queries,
     ),
 )

@@ -1,8 +1,11 @@
 """Context parallelism: the tokens are split everywhere, in attention too.
 
 Where an operator needs all tokens at once (attention), its heads are split instead, so an all-to-all
-stands before and after it: DeepSpeed-Ulysses (Jacobs et al. 2023, arXiv 2309.14509). Weights are whole on
-every device; their gradients contract the tokens, so an all-reduce of gradients follows.
+stands before and after it: DeepSpeed-Ulysses (Jacobs et al. 2023, arXiv 2309.14509). Where its heads do not
+divide (few key-value heads, already split by tensor parallelism), fused attention splits its queries and
+gathers keys and values, as Llama 3 was trained (Grattafiori et al. 2024, arXiv 2407.21783, section 3.3.2);
+the volume is that of ring attention. Weights are whole on every device; their gradients contract the
+tokens, so an all-reduce of gradients follows.
 """
 
 from __future__ import annotations
@@ -58,13 +61,16 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
         if not own & tokens or not blocked:
             continue
         even, uneven = _instead(node, axes, avoid, mesh_axis.size)
-        if not even and uneven:
+        queries = any(axes.query_rule(node, a) is not None for a in own & tokens)
+        if not even and uneven and not queries:
             raise MeshError(
                 f"cp={mesh_axis.size} does not divide the {uneven[0].size} heads of {node.name}, "
                 "which needs all tokens at once; use a smaller cp"
             )
         heads.update(even[:1])
-    return split_graph(graph, axes, Plan(mesh_axis, elsewhere=(tokens, frozenset(heads))))
+    return split_graph(
+        graph, axes, Plan(mesh_axis, elsewhere=(tokens, frozenset(heads)), queries=True)
+    )
 
 
 PASS = Pass("context", 20, apply, axis="cp")

@@ -109,8 +109,11 @@ class Ranks:
                 assert array.shape == value.type.shape, node
 
     def _rows(self, node: Node, rank: int) -> dict[str, int]:
-        """The first table row that a rank holds, for lookups in a split table."""
+        """The first table row or query that a rank holds."""
         whole = self.nodes.get(node.name)
+        if "first_query" in node.attrs:
+            queries = node.inputs[1 if node.op == "attention_backward" else 0]
+            return {"first_query": rank * queries.type.shape[2]}
         if whole is None or node.op not in (
             *("gather", "gather_backward", "nll_loss", "nll_loss_backward"),
         ):

@@ -120,3 +120,19 @@ def test_ranks_compute_their_parts(
     given = numbers(found.whole)
     expected = run_graph(found.whole, given)
     assert Ranks(found, given).check(expected) > 0.9 * len(found.whole.nodes)
+
+
+def test_attention_with_few_heads_gathers_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = 8  # the model has 4 key-value heads
+    graph = training_graph(MODELS["fused"](), optimizer="sgd")
+    found = split(graph, Strategy(Mesh({"cp": world})), monkeypatch, "context")
+    given = numbers(found.whole)
+    assert Ranks(found, given).check(run_graph(found.whole, given)) > 0.9 * len(found.whole.nodes)
+    sent = [n for n in found.local.nodes if n.phase == "communication" and n.op != "all_reduce"]
+    # Keys and values are gathered, in the backward pass again, and their gradients reduce-scattered.
+    assert sorted(n.op for n in sent) == ["all_gather"] * 4 + ["reduce_scatter"] * 2
+    (attention,) = (n for n in found.local.nodes if n.op == "attention")
+    whole = next(n for n in found.whole.nodes if n.op == "attention")
+    assert attention.flops * world == whole.flops
+    share = attention.definition.executed_fraction(attention)
+    assert share == whole.definition.executed_fraction(whole)
