@@ -52,6 +52,7 @@ def build_parser() -> Parser:
     _add_graph(commands)
     _add_annotate(commands)
     _add_hardware(commands)
+    _add_validate(commands)
     return parser
 
 
@@ -224,7 +225,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     _add_rows(group, "one row per operator")
 
 
-def _add_file(group: argparse._ArgumentGroup) -> None:
+def _add_file(group: argparse._ActionsContainer) -> None:
     group.add_argument("-o", "--output", metavar="FILE", help="write there, whole or not at all")
 
 
@@ -249,6 +250,19 @@ def _add_hardware(commands: argparse._SubParsersAction[Parser]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("name", nargs="?", metavar="NAME|FILE")
+
+
+def _add_validate(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "validate",
+        help="predictions beside published measurements, with errors",
+        description="Runs published measurements through the whole program and prints predicted "
+        "beside measured. Takes a minute or two.",
+        allow_abbrev=False,
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
+    _add_file(group)
 
 
 def options_of(arguments: argparse.Namespace) -> Options:

@@ -1,13 +1,12 @@
 """Holds the errors against measured tables from growing. Skipped where the tables are absent."""
 
-import importlib.util
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks/accuracy.py"
+from opbound.validation_measured import SOURCES, Comparison, measured_folder
+
 LIMITS = {
     # Mean absolute relative errors reached, with a little room.
     "gemm a100-sxm-80gb": 0.075,
@@ -30,21 +29,10 @@ LIMITS = {
 }
 
 
-def accuracy() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("accuracy", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["accuracy"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize("table", ["gemm", "attention", "collectives", "convolution"])
-def test_errors_do_not_grow(table: str) -> None:
-    module = accuracy()
-    folder = module.measured_folder()
+@pytest.mark.parametrize("compare", list(SOURCES), ids=lambda f: f.__name__)
+def test_errors_do_not_grow(compare: Callable[[Path], Iterator[Comparison]]) -> None:
+    folder = measured_folder()
     if folder is None:
         pytest.skip("the measured tables are not here; set OPBOUND_SHARED to the folder above them")
-    for comparison in getattr(module, table)(folder):
+    for comparison in compare(folder):
         assert comparison.mean <= LIMITS[comparison.name], comparison.name

@@ -1,0 +1,186 @@
+"""Measured tables of single operators against the cost model, where their folder is present.
+
+The tables are third parties' and are not shipped: `OPBOUND_SHARED` names the folder above `measured/`,
+and without it `../shared` beside the program is tried. No table is fitted by row: each device has one
+file, `costing/hardware_specs/*.yaml`.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costing.attention import AttentionShape, attention_cost
+from costing.collectives import collective_cost
+from costing.gemm import gemm_cost
+from costing.hardware import Hardware
+from costing.hardware_file import load_hardware
+from graph_ir.tensor_type import DType
+from reports.validation import ValidationTable
+
+Array = NDArray[np.float64]
+Table = list[dict[str, str]]
+
+
+def operator_tables(folder: Path) -> Iterator[ValidationTable]:
+    """Each measured table in `folder` with its errors; its many rows are left out."""
+    for compare, source in SOURCES.items():
+        for found in compare(folder):
+            errors = found.errors
+            yield ValidationTable(
+                found.name, source, (), len(errors), found.mean, float(errors.max())
+            )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Predicted and measured seconds of a table's rows."""
+
+    name: str
+    predicted_s: Array
+    measured_s: Array
+
+    @property
+    def errors(self) -> Array:
+        """Absolute relative errors."""
+        return np.abs(self.predicted_s / self.measured_s - 1)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the absolute relative errors."""
+        return float(self.errors.mean())
+
+    def where(self, name: str, mask: NDArray[np.bool_]) -> Comparison:
+        """The rows where `mask` is true."""
+        return Comparison(f"{self.name}, {name}", self.predicted_s[mask], self.measured_s[mask])
+
+
+def measured_folder() -> Path | None:
+    """Where the measured tables lie; None if they are not here."""
+    shared = Path(os.environ.get("OPBOUND_SHARED", Path(__file__).parents[1] / "../shared"))
+    folder = (shared / "measured").resolve()
+    return folder if folder.is_dir() else None
+
+
+def _rows(path: Path) -> Table:
+    with gzip.open(path, "rt", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _column(table: Table, name: str) -> Array:
+    return np.array([float(row[name]) for row in table])
+
+
+_GEMM = {
+    "a100-sxm-80gb": "a100_sxm__sglang-0.5.10.csv.gz",
+    "h100-sxm-80gb": "h100_sxm__vllm-0.24.0.csv.gz",
+}
+_ATTENTION = {"a100-sxm-80gb": "a100_sxm__vllm-0.14.0", "h100-sxm-80gb": "h100_sxm__vllm-0.24.0"}
+_SYSTEMS = {"a100-sxm-80gb": "a100_sxm", "h100-sxm-80gb": "h100_sxm"}
+
+
+def gemm(folder: Path) -> Iterator[Comparison]:
+    """Products in bf16."""
+    for device, file in _GEMM.items():
+        table = _rows(folder / "gemm" / file)
+        # The fp8 rows of the tables include the quantisation of the operands: not compared.
+        table = [row for row in table if row["gemm_dtype"] == "bfloat16"]
+        m, n, k = (_column(table, name) for name in "mnk")
+        cost = gemm_cost(load_hardware(device), DType.BFLOAT16, m, n, k)
+        result = Comparison(f"gemm {device}", cost.time_s, _column(table, "latency") * 1e-3)
+        yield result
+        yield result.where("m, n, k >= 1024", (m >= 1024) & (n >= 1024) & (k >= 1024))
+
+
+def attention(folder: Path) -> Iterator[Comparison]:
+    """The core of attention, prefill and decode."""
+    for device, file in _ATTENTION.items():
+        hardware = load_hardware(device)
+        for kind in ("context", "generation"):
+            table = _rows(folder / "attention" / f"{kind}__{file}.csv.gz")
+            b, h, g = (
+                _column(table, name) for name in ("batch_size", "num_heads", "num_key_value_heads")
+            )
+            new, d, cached = (_column(table, name) for name in ("isl", "head_dim", "step"))
+            queries = new if kind == "context" else np.ones_like(new)
+            shape = AttentionShape(b, h, g, queries, cached + queries, d)
+            cost = attention_cost(hardware, DType.BFLOAT16, shape)
+            # The measured layer also writes the new keys and values to the paged cache.
+            moved = 2 * 2 * 2 * b * g * queries * d
+            level = hardware.main_memory
+            copy = moved / level.sustained_bytes_per_s + level.latency_s
+            time = cost.time_s + copy + hardware.launch.device_latency_s
+            yield Comparison(f"attention {kind} {device}", time, _column(table, "latency") * 1e-3)
+
+
+def collectives(folder: Path) -> Iterator[Comparison]:
+    """NCCL within a node."""
+    table = _rows(folder / "collectives/nccl_a100_h100.csv.gz")
+    names = {"alltoall": "all_to_all"}
+    for device, system in _SYSTEMS.items():
+        for op in ("all_reduce", "all_gather", "reduce_scatter", "alltoall"):
+            predicted, measured = [], []
+            for count in (2, 4, 8):
+                part = [
+                    r
+                    for r in table
+                    if (r["system"], r["op_name"], int(r["num_gpus"])) == (system, op, count)
+                    and r["nccl_dtype"] == "half"
+                ]
+                message = 2 * _column(part, "message_size")
+                cost = collective_cost(load_hardware(device), names.get(op, op), message, count)
+                predicted.append(cost.time_s)
+                measured.append(_column(part, "latency") * 1e-3)
+            yield Comparison(f"{op} {device}", np.concatenate(predicted), np.concatenate(measured))
+
+
+def _a100_pcie() -> Hardware:
+    """The A100 80 GB on PCIe: the same die with 1.935 TB/s (NVIDIA A100 data sheet)."""
+    device = load_hardware("a100-sxm-80gb")
+    memory = (*device.memory[:-1], replace(device.main_memory, bandwidth_bytes_per_s=1.935e12))
+    return replace(device, memory=memory)
+
+
+def convolution(folder: Path) -> Iterator[Comparison]:
+    """Convolutions in fp32."""
+    table = _rows(folder / "conv/NVIDIA_A100_80GB_PCIe.csv.gz")
+    batch, c_in, c_out, tap, size, stride, pad = (
+        _column(table, name)
+        for name in (
+            "B",
+            "Input_Channel",
+            "Output_Channel",
+            "Kernel_Szie",
+            "Input_Size",
+            "Stride",
+            "Padding",
+        )
+    )
+    out = np.floor((size + 2 * pad - tap) / stride) + 1
+    cost = gemm_cost(
+        _a100_pcie(),
+        DType.FLOAT32,
+        batch * out * out,
+        c_out,
+        c_in * tap * tap,
+        a_bytes=4 * batch * c_in * size * size,
+        b_bytes=4 * c_out * c_in * tap * tap,
+    )
+    result = Comparison("conv2d fp32 a100-pcie", cost.time_s, _column(table, "Latency") * 1e-3)
+    yield result
+
+
+SOURCES = {
+    gemm: "ai-dynamo/aiconfigurator, bf16 GEMM: A100 with sglang 0.5.10, H100 with vllm 0.24.0",
+    attention: "ai-dynamo/aiconfigurator, vllm's FlashAttention: A100 vllm 0.14.0, H100 vllm 0.24.0",
+    collectives: "ai-dynamo/aiconfigurator, NCCL on 2, 4 and 8 GPUs, fp16",
+    convolution: "NeuSight, conv2d kernels in fp32 without TF32, A100-80GB PCIe",
+}
+"""Where each comparison's rows come from."""
