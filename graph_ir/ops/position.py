@@ -1,8 +1,9 @@
 """Rotary position embedding as one kernel (Su et al. 2021, arXiv 2104.09864).
 
 Operands x[b, ..., d] and whatever holds positions, cosines and sines; the head dim is needed whole. With
-the attribute `rotate` = 'half' the tables are the cosines and sines themselves, broadcast to x: the result
-is x cos + (-x2, x1) sin for the halves x1, x2 of x; with `transposed` it is what the gradient needs.
+the attribute `rotate` the tables are the cosines and sines themselves, broadcast to x: the result is
+x cos + R(x) sin. R takes 'halves' (x1, x2) of x to (-x2, x1), or does so with its 'pairs' of neighbours;
+`transposed` is the same for R transposed, which the gradient needs.
 """
 
 from __future__ import annotations
@@ -61,14 +62,21 @@ def _gradient(
 
 
 def _evaluate(node: Node, x: Array, *tables: Array) -> Array:
-    if node.attrs.get("rotate") != "half":
+    rotate = node.attrs.get("rotate")
+    if rotate is None:
         raise NotImplementedError("a rotary embedding by position tables has no numpy evaluation")
     cos, sin = tables
-    turned = x * sin if node.attrs.get("transposed") else x
-    first, second = np.split(turned, 2, axis=-1)
     if node.attrs.get("transposed"):
-        return np.asarray(x * cos + np.concatenate((second, -first), axis=-1))
-    return np.asarray(x * cos + np.concatenate((-second, first), axis=-1) * sin)
+        return np.asarray(x * cos - _turned(x * sin, rotate))
+    return np.asarray(x * cos + _turned(x, rotate) * sin)
+
+
+def _turned(x: Array, rotate: str) -> Array:
+    """Every two elements that belong together, turned by a right angle."""
+    if rotate == "halves":
+        first, second = np.split(x, 2, axis=-1)
+        return np.concatenate((-second, first), axis=-1)
+    return np.stack((-x[..., 1::2], x[..., 0::2]), axis=-1).reshape(x.shape)
 
 
 def _picked_bytes(node: Node) -> int:

@@ -143,7 +143,7 @@ def _grouped(value: Value, r: Replacement) -> Value:
     joined = r.producers.get(value)
     if joined is None or joined.op != "reshape":
         return value
-    wide = joined.inputs[0]
+    wide = plain(joined.inputs[0], r.producers)
     expanded = r.producers.get(wide)
     if expanded is None or expanded.op != "expand" or len(wide.type.shape) != 5:
         return value

@@ -103,10 +103,10 @@ def _is_causal(mask: Mask, full: tuple[int, int, int, int]) -> bool:
     if data is None or mask.value.kind not in ("constant", "buffer"):
         return False
     table = np.asarray(data)
-    if table.shape[-2:] != (s, t) or table.size != s * t or s < 2:
+    if table.shape[-2:] != (s, t) or s < 2:
         return False
-    table = table.reshape(s, t)
+    table = table.reshape(-1, s, t)
     seen = np.tril(np.ones((s, t), dtype=bool), max(t - s, 0))
     if mask.how == "add":
-        return bool(np.all(table[seen] == 0) and np.all(table[~seen] <= _CUT))
-    return bool(np.array_equal(table.astype(bool), seen if mask.how == "keep" else ~seen))
+        return bool(np.all(table[:, seen] == 0) and np.all(table[:, ~seen] <= _CUT))
+    return bool(np.all(table.astype(bool) == (seen if mask.how == "keep" else ~seen)))

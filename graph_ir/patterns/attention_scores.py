@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from graph_ir.graph import Node, Value
 from graph_ir.patterns.attention_mask import Mask, cuts
-from graph_ir.patterns.match import arguments, number_of
+from graph_ir.patterns.match import arguments, is_cast, number_of
 from graph_ir.patterns.rewrite import Replacement
 
 
@@ -62,11 +62,10 @@ def _before(node: Node, value: Value, r: Replacement) -> Iterator[Scores]:
 
 
 def _passes(node: Node) -> bool:
-    """Whether a node only rounds scores, or joins or splits dims of batch and heads."""
-    source, result = node.inputs[:1], node.outputs[0].type
-    if node.op == "cast":
-        return source[0].type.dtype.is_float
-    return node.op == "reshape" and source[0].type.shape[-2:] == result.shape[-2:]
+    """Whether a node only rounds or copies scores, or joins or splits dims of batch and heads."""
+    if node.op != "reshape":
+        return is_cast(node)
+    return node.inputs[0].type.shape[-2:] == node.outputs[0].type.shape[-2:]
 
 
 def _masked(scores: Value, mask: Mask, r: Replacement) -> Iterator[Scores]:

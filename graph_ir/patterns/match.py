@@ -31,16 +31,26 @@ class Match(NamedTuple):
 _NOTHING = Match({}, {}, {}, frozenset())
 
 
+_CASTS = frozenset({"cast", "copy"})
+
+
 def plain(value: Value, producers: Mapping[Value, Node]) -> Value:
-    """A tensor before it was widened: a fused kernel widens what it reads by itself."""
+    """A tensor before it was widened or copied: a fused kernel reads it as it is."""
     node = producers.get(value)
-    while node is not None and node.op == "cast":
+    while node is not None and node.op in _CASTS:
         (source,) = node.inputs
         narrow, wide = source.type.dtype, value.type.dtype
-        if not (narrow.is_float and wide.is_float and narrow.bits <= wide.bits):
+        if narrow is not wide and not (
+            narrow.is_float and wide.is_float and narrow.bits <= wide.bits
+        ):
             break
         value, node = source, producers.get(source)
     return value
+
+
+def is_cast(node: Node) -> bool:
+    """Whether a node only rounds floats, or copies them to another layout."""
+    return node.op in _CASTS and all(v.type.dtype.is_float for v in (*node.inputs, *node.outputs))
 
 
 def number_of(argument: Argument) -> float | None:
@@ -82,7 +92,8 @@ class Matcher:
                 maker = self.producers.get(value)
                 while maker is not None:
                     ops.add(maker.op)
-                    maker = self.producers.get(maker.inputs[0]) if maker.op == "cast" else None
+                    behind = maker.inputs[0] if maker.op in _CASTS else None
+                    maker = None if behind is None else self.producers.get(behind)
             found = self._makers[node] = frozenset(ops)
         return found
 
@@ -109,15 +120,13 @@ class Matcher:
 
     def _behind_casts(self, term: Apply, value: Value, match: Match) -> Iterator[Match]:
         node = self.producers.get(value)
-        if node is None or (node.op != "cast" and node.op not in term.ops):
-            return
         casts: set[Node] = set()
-        while node is not None and node.op == "cast" and "cast" not in term.ops:
-            (source,) = node.inputs
-            if not (source.type.dtype.is_float and value.type.dtype.is_float):
+        while node is not None and node.op not in term.ops:
+            if not is_cast(node):
                 return
             casts.add(node)
-            value, node = source, self.producers.get(source)
+            (value,) = node.inputs
+            node = self.producers.get(value)
         if node is not None:
             if casts:
                 match = match._replace(inner=match.inner | casts)

@@ -1,8 +1,8 @@
-"""Rotary position embedding written out: x cos + rotate(x) sin."""
+"""Rotary position embedding written out: x cos + rotate(x) sin, where halves or pairs are rotated."""
 
 from __future__ import annotations
 
-from graph_ir.graph import Node
+from graph_ir.graph import Node, Value
 from graph_ir.patterns.match import Match
 from graph_ir.patterns.rewrite import Pattern, Replacement
 from graph_ir.patterns.term import Apply, Either, Term, Var
@@ -10,52 +10,74 @@ from graph_ir.patterns.term import Apply, Either, Term, Var
 _X = Var("x")
 
 
-def _half(second: bool) -> Term:
-    """The first or the second half of the last dim."""
+def _slice(second: bool, paired: bool) -> Term:
+    """One half of the last dim: a run, or every other element."""
 
     def where(node: Node) -> bool:
         shape = node.inputs[0].type.shape
-        half = shape[-1] // 2
-        starts = (*[0] * (len(shape) - 1), half if second else 0)
+        half, lead = shape[-1] // 2, [0] * (len(shape) - 1)
+        starts = (*lead, (1 if paired else half) if second else 0)
+        steps = (*[1] * len(lead), 2 if paired else 1)
         return (
             node.outputs[0].type.shape == (*shape[:-1], half)
             and shape[-1] == 2 * half
-            and tuple(node.attrs.get("starts", starts)) == starts
-            and all(step == 1 for step in node.attrs.get("steps", ()))
+            and tuple(node.attrs.get("starts", (0,) * len(shape))) == starts
+            and tuple(node.attrs.get("steps", (1,) * len(shape))) == steps
         )
 
-    def split(node: Node) -> bool:
-        shape = node.inputs[0].type.shape
-        return len({v.type.shape for v in node.outputs}) == 1 and _last(node, len(shape))
-
-    return Either(
-        Apply("slice", _X, where=where), Apply("split", _X, where=split, output=int(second))
-    )
+    return Apply("slice", _X, where=where)
 
 
-def _last(node: Node, rank: int) -> bool:
-    return int(node.attrs["axis"]) % rank == rank - 1 and len(node.outputs) in (1, 2)
+def _half(second: bool) -> Term:
+    def where(node: Node) -> bool:
+        return len({v.type.shape for v in node.outputs}) == 1 and _last(node)
+
+    split = Apply("split", _X, where=where, output=int(second))
+    return Either(_slice(second, paired=False), split)
 
 
-_ROTATED = Apply(
-    "concat",
-    Apply("neg", _half(second=True)),
-    _half(second=False),
-    where=lambda node: _last(node, len(node.outputs[0].type.shape)),
-)
+def _last(node: Node) -> bool:
+    """Whether two halves are cut from, or put together along, the last dim."""
+    rank = len(node.inputs[0].type.shape)
+    return int(node.attrs["axis"]) % rank == rank - 1 and len(node.inputs) + len(node.outputs) == 3
 
 
-def _rotary(match: Match, r: Replacement) -> bool:
-    x, cos, sin = (match.values[k] for k in ("x", "cos", "sin"))
-    if x.type.shape != r.root.outputs[0].type.shape or r.trains(cos) or r.trains(sin):
-        return False
-    return r.finish("rotary_embedding", [x, cos, sin], {"rotate": "half"})
+def _column(term: Term) -> Term:
+    """Each element as a row of its own."""
+    return Apply("reshape", term, where=lambda n: _is_apart(n.outputs[0], n.inputs[0]))
 
 
-PATTERNS = (
-    Pattern(
-        "rotary embedding",
-        Apply("add", Apply("mul", _X, Var("cos")), Apply("mul", _ROTATED, Var("sin"))),
-        _rotary,
+def _is_apart(wide: Value, flat: Value) -> bool:
+    return wide.type.shape == (*flat.type.shape, 1)
+
+
+def _joins_pairs(node: Node) -> bool:
+    given, made = node.inputs[0].type.shape, node.outputs[0].type.shape
+    return given[-1] == 2 and made == (*given[:-2], 2 * given[-2])
+
+
+_HALVES = Apply("concat", Apply("neg", _half(second=True)), _half(second=False), where=_last)
+_PAIRS = Apply(
+    "reshape",
+    Apply(
+        "concat",
+        _column(Apply("neg", _slice(second=True, paired=True))),
+        _column(_slice(second=False, paired=True)),
+        where=_last,
     ),
+    where=_joins_pairs,
 )
+
+
+def _rotary(rotate: str, rotated: Term) -> Pattern:
+    def build(match: Match, r: Replacement) -> bool:
+        x, cos, sin = (match.values[k] for k in ("x", "cos", "sin"))
+        if x.type.shape != r.root.outputs[0].type.shape or r.trains(cos) or r.trains(sin):
+            return False
+        return r.finish("rotary_embedding", [x, cos, sin], {"rotate": rotate})
+
+    term = Apply("add", Apply("mul", _X, Var("cos")), Apply("mul", rotated, Var("sin")))
+    return Pattern(f"rotary embedding by {rotate}", term, build)
+
+
+PATTERNS = (_rotary("halves", _HALVES), _rotary("pairs", _PAIRS))

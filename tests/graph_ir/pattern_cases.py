@@ -140,12 +140,23 @@ def rotary(m: Maker, *, heads_last: bool = False) -> Value:
     return m.add(m.mul(turned, m.input(*table)), m.mul(x, m.input(*table)))
 
 
+def rotary_pairs(m: Maker) -> Value:
+    x = m.weight(2, 3, 5, 8)
+    even, odd = (
+        m.op("slice", [x], (2, 3, 5, 4), starts=(0, 0, 0, i), steps=(1, 1, 1, 2)) for i in (0, 1)
+    )
+    columns = [m.reshape(v, 2, 3, 5, 4, 1) for v in (m.neg(odd), even)]
+    turned = m.reshape(m.concat(*columns), 2, 3, 5, 8)
+    return m.add(m.mul(x, m.input(5, 8)), m.mul(turned, m.input(5, 8)))
+
+
 def attention(
     m: Maker,
     mask: str = "",
     *,
     scale: str = "div",
     groups: int = 4,
+    copies: bool = False,
     wide: bool = False,
     dropout: float | None = None,
     s: int = 5,
@@ -153,7 +164,7 @@ def attention(
 ) -> Value:
     q, k, v = m.weight(2, 4, s, 8), m.weight(2, groups, t, 8), m.weight(2, groups, t, 7)
     if groups not in (1, 4):
-        k, v = (repeated(m, w, 4 // groups) for w in (k, v))
+        k, v = (repeated(m, w, 4 // groups, copies=copies) for w in (k, v))
     keys = m.swap(k)
     if scale == "both":
         q, keys = m.mul(q, 0.6), m.mul(keys, 0.6)
@@ -166,13 +177,15 @@ def attention(
     weights = m.softmax(scores, axis=-1)
     if dropout is not None:
         weights = m.dropout(weights, dropout)
+    if copies:
+        weights = m.copy(weights)
     return m.matmul(weights, v)
 
 
-def repeated(m: Maker, x: Value, times: int) -> Value:
+def repeated(m: Maker, x: Value, times: int, *, copies: bool = False) -> Value:
     b, g, t, d = x.type.shape
     wide = m.op("expand", [m.reshape(x, b, g, 1, t, d)], (b, g, times, t, d))
-    return m.reshape(wide, b, g * times, t, d)
+    return m.reshape(m.copy(wide) if copies else wide, b, g * times, t, d)
 
 
 def masked(m: Maker, scores: Value, how: str) -> Value:
@@ -237,6 +250,8 @@ CASES = [
     Case("instance_norm", instance_norm, "group_norm"),
     Case("rotary", rotary, "rotary_embedding"),
     Case("rotary-heads-last", partial(rotary, heads_last=True), "rotary_embedding"),
+    Case("rotary-pairs", rotary_pairs, "rotary_embedding"),
+    Case("attention-copies", partial(attention, groups=2, copies=True), "attention"),
     *(Case(f"attention-{s}", partial(attention, scale=s), "attention") for s in
       ("none", "div", "mul", "both")),
     *(Case(f"attention-{k}", partial(attention, mask=k), "attention") for k in

@@ -179,19 +179,24 @@ def attention() -> list[Sample]:
 
 
 def rotary() -> list[Sample]:
-    def run(x: Any, cos: Any, sin: Any) -> Any:
+    def halves(x: Any, cos: Any, sin: Any) -> Any:
         first, second = x.chunk(2, dim=-1)
         return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+    def pairs(x: Any, cos: Any, sin: Any) -> Any:
+        turned = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1)
+        return x * cos + turned.flatten(-2) * sin
 
     x = normal(2, 3, 5, 4)
     return [
         sample(
             "rotary_embedding",
             [x, normal(*shape), normal(*shape)],
-            attrs={"rotate": "half"},
+            attrs={"rotate": run.__name__},
             torch=run,
-            label=label,
+            label=f"{run.__name__}-{len(shape)}",
             grads=(0,),
         )
-        for label, shape in (("shared", (5, 4)), ("per-sample", (2, 1, 5, 4)))
+        for run in (halves, pairs)
+        for shape in ((5, 4), (2, 1, 5, 4))
     ]
