@@ -56,7 +56,12 @@ def mark_caches(
 
 def _is_cache(value: Value, name: str, pattern: re.Pattern[str]) -> bool:
     holds_numbers = value.type.dtype.is_float or value.type.dtype.bits <= 8
-    return len(value.type.shape) >= _MIN_RANK and holds_numbers and bool(pattern.search(name))
+    return (
+        len(value.type.shape) >= _MIN_RANK
+        and value.type.elements > 0
+        and holds_numbers
+        and bool(pattern.search(name))
+    )
 
 
 def _replace(builder: GraphBuilder, marked: dict[Value, Value]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +34,8 @@ def _constant(resolver: Resolver, node: NodeProto, resolved: OnnxNode, scope: Sc
     name = node.output[0]
     where = resolved.label
     if "value" in attributes:
-        scope.values[name] = tensor_value(attributes["value"], scope.prefix + name, where)
+        make = partial(tensor_value, attributes["value"], scope.prefix + name, where)
+        scope.values[name] = scope.shared(name, make)
         return
     if "sparse_value" in attributes:
         sparse = attributes["sparse_value"]

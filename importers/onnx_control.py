@@ -29,9 +29,12 @@ _MAX_TRIPS = 100_000
 
 
 def _inner(resolved: OnnxNode, scope: Scope, part: str) -> Scope:
+    node_name = resolved.name.removeprefix(scope.prefix)
     return Scope(
         scope.opsets,
         parent=scope,
+        place=f"{scope.place}{node_name}/{'body' if part.isdecimal() else part}/",
+        pool=scope.pool,
         prefix=f"{resolved.name}/{part}/",
         module=resolved.module,
         depth=scope.depth + 1,

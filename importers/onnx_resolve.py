@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from graph_ir.errors import (
@@ -17,7 +18,7 @@ from graph_ir.errors import (
     UnknownOperatorError,
 )
 from graph_ir.tensor_type import TensorType
-from importers import onnx_constants, onnx_control, onnx_infer, onnx_sequences
+from importers import onnx_constants, onnx_control, onnx_infer, onnx_search, onnx_sequences
 from importers.onnx_constants import dtype_of_array
 from importers.onnx_fold import fold, is_foldable_size
 from importers.onnx_functions import instantiate, schema_body
@@ -142,7 +143,7 @@ class Resolver:
             return
         inputs = [scope.lookup(name) if name else None for name in node.input]
         resolved = self._describe(node, domain, inputs, scope)
-        special = _SPECIAL.get(node.op_type) if domain == "" else None
+        special = _SPECIAL.get((domain, node.op_type))
         if special is not None:
             special(self, node, resolved, scope)
             return
@@ -157,7 +158,10 @@ class Resolver:
             return ""
         if domain or self.has_rule("", node.op_type, 1):
             return domain
-        foreign = self.has_rule("com.microsoft", node.op_type, 1)
+        foreign = (
+            self.has_rule("com.microsoft", node.op_type, 1)
+            or ("com.microsoft", node.op_type) in _SPECIAL
+        )
         known = onnx_infer.schema_of("", node.op_type, scope.opsets.get("", 1)) is not None
         return "com.microsoft" if foreign and not known else domain
 
@@ -209,7 +213,8 @@ class Resolver:
             if types is None or types[0] is None:
                 return False
             data = arrays[0] if arrays else None
-            scope.values[node.output[0]] = OnnxValue(first.name, types[0], "weight", data)
+            make = partial(OnnxValue, first.name, types[0], "weight", data)
+            scope.values[node.output[0]] = scope.shared(node.output[0], make)
             return True
         if arrays is None:
             return False
@@ -277,6 +282,8 @@ class Resolver:
             prefix=f"{scope.prefix}{name}/",
             module=module_of(node) or scope.module,
             depth=scope.depth + 1,
+            place=f"{scope.place}{name}/",
+            pool=scope.pool,
         )
         for formal, actual in zip(function.input, node.input, strict=False):
             value = scope.lookup(actual) if actual else None
@@ -311,8 +318,14 @@ def _check_unique(graph: GraphProto) -> None:
             raise ModelFileError(f"{what} {twice[0]!r} occurs twice: names must be unique")
 
 
-_SPECIAL: Mapping[str, onnx_constants.Special] = {
-    **onnx_constants.SPECIAL,
-    **onnx_control.SPECIAL,
-    **onnx_sequences.SPECIAL,
+_SPECIAL: Mapping[tuple[str, str], onnx_constants.Special] = {
+    **{
+        ("", name): special
+        for name, special in {
+            **onnx_constants.SPECIAL,
+            **onnx_control.SPECIAL,
+            **onnx_sequences.SPECIAL,
+        }.items()
+    },
+    **{("com.microsoft", name): special for name, special in onnx_search.SPECIAL.items()},
 }

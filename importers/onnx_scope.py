@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from importers.onnx_values import OnnxValue, tensor_value
@@ -24,6 +25,10 @@ class Scope:
 
     opsets: Mapping[str, int]
     parent: Scope | None = None
+    place: str = ""
+    """Like `prefix`, but the same for all trips of a loop."""
+    pool: dict[tuple[str, str], OnnxValue] = field(default_factory=dict)
+    """Weights by place and name: a loop's trips share theirs. All scopes of a model have one pool."""
     prefix: str = ""
     """Goes before node names: the calls and branches around them."""
     module: str = ""
@@ -41,9 +46,18 @@ class Scope:
             return found
         tensor = self.pending.get(name)
         if tensor is not None:
-            self.values[name] = tensor_value(tensor, name, f"initializer {name!r}")
+            make = partial(tensor_value, tensor, name, f"initializer {name!r}")
+            self.values[name] = self.shared(name, make)
             return self.values[name]
         return self.parent.lookup(name) if self.parent else None
+
+    def shared(self, name: str, make: Callable[[], OnnxValue]) -> OnnxValue:
+        """The weight of that name which an earlier trip of a loop made, else a new one."""
+        key = (self.place, name)
+        found = self.pool.get(key)
+        if found is None:
+            found = self.pool[key] = make()
+        return found
 
     def names(self) -> set[str]:
         """Every name that is visible."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from graph_ir.errors import ModelFileError, OpboundError
@@ -79,6 +80,8 @@ class Emitter:
         """
         found = self._values.get(value)
         if found is None:
+            if value.origin == "input":
+                return self.add_input(value)
             if value.origin == "computed" and value.data is None:
                 raise OpboundError(
                     f"{value.name!r} is a side result that the rule of its operator in "
@@ -158,8 +161,10 @@ class Emitter:
             attrs,
             name=f"{node.name}.{label}" if label else node.name,
             module=node.module or _module_of_weights(node),
-            count=node.count,
         )
+        if node.count > 1:
+            # The same memory serves each time: only the operator repeats.
+            self.builder.nodes[-1] = replace(self.builder.nodes[-1], count=node.count)
         try:
             # Later steps need the equation in any case; here an error can still name the file's node.
             _ = self.builder.nodes[-1].equation

@@ -127,3 +127,15 @@ def test_caches_are_counted_once_and_as_caches(onnx_model):
         "present_key": "kv_cache",
         "z": "",
     }
+
+
+def test_trips_share_the_weights_of_a_loops_body(onnx_model):
+    path = onnx_model(
+        "m (float[2, 4] x) => (float[2, 4] y) { n = Constant <value = int64 {3}> ()"
+        "y = Loop <body = step (int64 i, bool go, float[2, 4] a) => (bool next, float[2, 4] b)"
+        "<float[4, 4] w = {1,2,3,4,1,2,3,4,1,2,3,4,1,2,3,4}> {"
+        "next = Identity (go) v = Transpose (w) b = MatMul (a, v) }> (n, , x) }"
+    )
+    graph = load(path).graph
+    assert sum(n.count for n in graph.nodes if n.op == "matmul") == 3
+    assert [(p.type.shape, p.count) for p in graph.parameters] == [((4, 4), 1)]
