@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from graph_ir.backward import required_gradients
 from graph_ir.graph import Graph
-from graph_ir.patterns import activation, attention, group_norm, norm, rotary, softmax
+from graph_ir.patterns import (
+    activation,
+    attention,
+    attention_fused,
+    group_norm,
+    norm,
+    rotary,
+    softmax,
+)
 from graph_ir.patterns.rewrite import Pattern, Rewriter
 
 PATTERNS: tuple[Pattern, ...] = (
@@ -18,6 +26,7 @@ PATTERNS: tuple[Pattern, ...] = (
     *softmax.PATTERNS,
     *rotary.PATTERNS,
     *attention.PATTERNS,
+    *attention_fused.PATTERNS,
 )
 
 

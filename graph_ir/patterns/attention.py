@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from graph_ir.graph import Node, Value
+from graph_ir.patterns.attention_fused import before_repeats
 from graph_ir.patterns.attention_mask import combine
 from graph_ir.patterns.attention_scores import Scores, scaled_by, scores_of
 from graph_ir.patterns.match import Match, plain
 from graph_ir.patterns.rewrite import Pattern, Replacement
 from graph_ir.patterns.term import Apply, Either, Var
 from graph_ir.tensor_type import DType, TensorType
+
+_LABELS = ("query", "key", "value")
 
 
 def _last_axis(node: Node) -> bool:
@@ -45,14 +48,12 @@ def _build(scores: Scores, values: Value, dropout: Node | None, r: Replacement) 
     lead = _lead(scores)
     if lead is None or scale == 0:
         return False
-    operands = [
-        _heads(v, lead, r, k) for v, k in ((query, "query"), (keys, "key"), (values, "value"))
-    ]
-    q, k, v = operands
+    given = zip((query, keys, values), _LABELS, strict=True)
+    q, k, v = (_heads(value, lead, r, label) for value, label in given)
     if q is None or k is None or v is None:
         return False
     q = plain(q, r.producers)
-    narrow = _grouped(k, r), _grouped(v, r)
+    narrow = before_repeats(k, r), before_repeats(v, r)
     if narrow[0].type.shape[1] == narrow[1].type.shape[1]:
         k, v = narrow
     b, h, s, d = q.type.shape
@@ -68,8 +69,8 @@ def _build(scores: Scores, values: Value, dropout: Node | None, r: Replacement) 
     attrs = {"causal": causal, "scale": scale}
     if dropout is not None and dropout.attrs.get("p"):
         attrs["dropout"] = float(dropout.attrs["p"])
-    inputs = [q, k, v, *([mask] if mask is not None else [])]
-    return _emit(r, inputs, attrs, (b, h, s, e))
+    operands = [_in_place(x, label, r) for x, label in zip((q, k, v), _LABELS, strict=True)]
+    return _emit(r, [*operands, *([mask] if mask is not None else [])], attrs, (b, h, s, e))
 
 
 def _emit(
@@ -101,17 +102,29 @@ def _keys(transposed: Value, r: Replacement) -> tuple[Value, float]:
     shape = transposed.type.shape
     rank = len(shape)
     swap = (*range(rank - 2), rank - 1, rank - 2)
-    source, perm, view = transposed, swap, True
+    source, perm = transposed, swap
     node = r.producers.get(transposed)
     if node is not None and node.op == "transpose":
         source = node.inputs[0]
         perm = tuple(node.attrs["perm"][i] for i in swap)
-        view = bool(node.attrs.get("view"))
     if perm == tuple(range(rank)):
         keys, inner = _unscaled(plain(source, r.producers), r)
         return plain(keys, r.producers), outer * inner
-    made = transposed.type.with_shape(tuple(source.type.shape[p] for p in perm))
-    return r.emit("keys", "transpose", [source], made, {"perm": perm, "view": view}), outer
+    return _transposed(source, perm, "keys", r), outer
+
+
+def _transposed(source: Value, perm: tuple[int, ...], label: str, r: Replacement) -> Value:
+    """A transpose that is not made in memory: the kernels of attention read any strides."""
+    made = source.type.with_shape(tuple(source.type.shape[p] for p in perm))
+    return r.emit(label, "transpose", [source], made, {"perm": perm, "view": True})
+
+
+def _in_place(value: Value, label: str, r: Replacement) -> Value:
+    """An operand without the copy that transposes it for this attention alone."""
+    node = r.producers.get(value)
+    if node is None or node.op != "transpose" or node.attrs.get("view") or not r.read_once(value):
+        return value
+    return _transposed(node.inputs[0], tuple(node.attrs["perm"]), label, r)
 
 
 def _lead(scores: Scores) -> tuple[int, int] | None:
@@ -135,23 +148,6 @@ def _heads(value: Value, lead: tuple[int, int], r: Replacement, label: str) -> V
     if len(shape) > 4 or (len(shape) == 3 and shape[0] != lead[0] * lead[1]):
         return None
     return r.view(value, (*lead, *shape[-2:]), label)
-
-
-def _grouped(value: Value, r: Replacement) -> Value:
-    """Key or value heads before each is repeated for several query heads."""
-    value = plain(value, r.producers)
-    joined = r.producers.get(value)
-    if joined is None or joined.op != "reshape":
-        return value
-    wide = plain(joined.inputs[0], r.producers)
-    expanded = r.producers.get(wide)
-    if expanded is None or expanded.op != "expand" or len(wide.type.shape) != 5:
-        return value
-    (source,) = expanded.inputs
-    b, g, repeat, t, d = wide.type.shape
-    if source.type.shape != (b, g, 1, t, d) or value.type.shape != (b, g * repeat, t, d):
-        return value
-    return r.view(source, (b, g, t, d), "heads")
 
 
 _SOFTMAX = Apply("softmax", name="softmax", where=_last_axis)

@@ -30,6 +30,11 @@ class Mask:
     """What dropped scores become."""
 
 
+def mask_of(value: Value, scores: tuple[int, ...]) -> Mask:
+    """The mask operand of a fused attention: added, or true where scores are kept."""
+    return Mask("keep" if value.type.dtype is DType.BOOL else "add", value, scores)
+
+
 def cuts(value: Value, r: Replacement) -> bool:
     """Whether a score of this value leaves nothing after the softmax."""
     number = number_of(value)
@@ -56,7 +61,7 @@ def combine(
     fill: Value | None = None
     causal = False
     for mask in masks:
-        if _is_causal(mask, full):
+        if is_causal(mask, full):
             causal = True
             continue
         value = _four_dims(mask, r, full)
@@ -97,9 +102,9 @@ def _four_dims(mask: Mask, r: Replacement, full: tuple[int, int, int, int]) -> V
     return r.view(mask.value, (*lead, *shape[-2:]), "mask_view")
 
 
-def _is_causal(mask: Mask, full: tuple[int, int, int, int]) -> bool:
+def is_causal(mask: Mask, full: tuple[int, ...]) -> bool:
     """Whether a mask is known to hide exactly what comes after each query."""
-    data, (s, t) = mask.value.data, full[2:]
+    data, (s, t) = mask.value.data, full[-2:]
     if data is None or mask.value.kind not in ("constant", "buffer"):
         return False
     table = np.asarray(data)

@@ -11,7 +11,7 @@ import numpy as np
 from pattern_graph import Maker
 
 from graph_ir.graph import Value
-from graph_ir.tensor_type import DType
+from graph_ir.tensor_type import DType, TensorType
 
 HALF = DType.BFLOAT16
 LOW = np.array(-3e38)
@@ -140,6 +140,31 @@ def rotary(m: Maker, *, heads_last: bool = False) -> Value:
     return m.add(m.mul(turned, m.input(*table)), m.mul(x, m.input(*table)))
 
 
+def attention_side_by_side(m: Maker, how: str) -> Value:
+    """The heads of the result put side by side, as a copy."""
+    view = {"view": True} if how != "transpose" else {}
+    y = m.op("transpose", [attention(m)], (2, 5, 4, 7), perm=(0, 2, 1, 3), **view)
+    y = m.copy(y) if how == "copy" else y
+    return m.op("reshape", [y], (2, 5, 28), **({} if how == "reshape" else {"view": True}))
+
+
+def attention_fused(m: Maker) -> Value:
+    """Already one operator, but of repeated heads."""
+    q, k, v = m.weight(2, 4, 5, 8), m.weight(2, 2, 6, 8), m.weight(2, 2, 6, 7)
+    k, v = (repeated(m, w, 2, copies=True) for w in (k, v))
+    sums = TensorType((2, 4, 5), DType.FLOAT32)
+    types = [TensorType((2, 4, 5, 7), DType.FLOAT32), sums]
+    return m.builder.emit("attention", [q, k, v], types, {"causal": False})[0]
+
+
+def attention_strided(m: Maker) -> Value:
+    """Copies that transpose each operand, as ONNX has them."""
+    q, k, v = (m.weight(2, 5, 4, 8) for _ in range(3))
+    q, v = (m.op("transpose", [x], (2, 4, 5, 8), perm=(0, 2, 1, 3)) for x in (q, v))
+    k = m.op("transpose", [k], (2, 4, 8, 5), perm=(0, 2, 3, 1))
+    return m.matmul(m.softmax(m.matmul(q, k), axis=-1), v)
+
+
 def rotary_pairs(m: Maker) -> Value:
     x = m.weight(2, 3, 5, 8)
     even, odd = (
@@ -251,6 +276,10 @@ CASES = [
     Case("rotary", rotary, "rotary_embedding"),
     Case("rotary-heads-last", partial(rotary, heads_last=True), "rotary_embedding"),
     Case("rotary-pairs", rotary_pairs, "rotary_embedding"),
+    *(Case(f"attention-then-{k}", partial(attention_side_by_side, how=k), "attention") for k in
+      ("copy", "reshape", "transpose")),
+    Case("attention-fused", attention_fused, "attention"),
+    Case("attention-strided", attention_strided, "attention"),
     Case("attention-copies", partial(attention, groups=2, copies=True), "attention"),
     *(Case(f"attention-{s}", partial(attention, scale=s), "attention") for s in
       ("none", "div", "mul", "both")),
