@@ -152,6 +152,8 @@ def _scan(resolver: Resolver, node: NodeProto, resolved: OnnxNode, scope: Scope)
             f"{resolved.label}: Scan before opset 9 is not read, convert the model"
         )
     scans = attributes["num_scan_inputs"]
+    if not 0 < scans <= len(inputs):
+        raise ModelFileError(f"{resolved.label} scans {scans} of its {len(inputs)} inputs")
     states, sources = inputs[: len(inputs) - scans], inputs[len(inputs) - scans :]
     axes = attributes.get("scan_input_axes", [0] * scans)
     lengths = {s.shape[a] for s, a in zip(sources, axes, strict=True)}

@@ -36,6 +36,7 @@ _DAMAGE = (
     ArithmeticError,
     AttributeError,
     LookupError,
+    MemoryError,
     TypeError,
     ValueError,
 )
