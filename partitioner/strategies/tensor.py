@@ -29,6 +29,10 @@ MIN_TABLE_SHARE = 0.1
 the all-reduce that a split of its rows costs."""
 
 
+UNEVEN_FROM = 64
+"""Rows per device from which the uneven rest (at most one row per device) is below 2 % of the work."""
+
+
 @dataclass
 class Candidate:
     """An axis that could be split, and what that would cover."""
@@ -134,8 +138,15 @@ def _indices_from_data(graph: Graph) -> set[Value]:
 
 
 def choose(candidates: list[Candidate], parts: int) -> list[Candidate]:
-    """The candidates to split: no two meet in one product, and together they cover most FLOPs."""
-    usable = [c for c in candidates if c.axis.size % parts == 0]
+    """The candidates to split: no two meet in one product, and together they cover most FLOPs.
+
+    A vocabulary may split unevenly: its parts meet no other axis, and implementations pad it.
+    """
+    usable = [
+        c
+        for c in candidates
+        if c.axis.size % parts == 0 or (not c.contracts and c.axis.size >= UNEVEN_FROM * parts)
+    ]
     conflicts: dict[int, set[int]] = defaultdict(set)
     for i, j in combinations(range(len(usable)), 2):
         if usable[i].nodes & usable[j].nodes:
