@@ -8,10 +8,12 @@ would copy the whole cache in every layer of every step.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 from graph_ir.errors import OpboundError
+from importers.hf_cache import Slot, find_slots, flat, layer_classes, make_cache
 from importers.hf_inputs import TraceCase, causal_mask, tokens
 from importers.imported_model import ImportOptions
 from importers.torch_call import InputHint
@@ -42,11 +44,18 @@ def generation_case(
     own_past = (past - min(prompt, past) if encoder else past) if decoding else 0
     new = 1 if decoding or encoder else prompt
     wrapper, cross_wrapper = _step_classes()
+    kinds: dict[str, InputHint] = {}
     mask = causal_mask(model, new, own_past + new).get("attention_mask")
     if not encoder:
-        step = wrapper(model)
-        caches = cache_shapes(step, (tokens(1, 1), None)) if decoding else []
-        args = (tokens(batch, new), mask, *_caches(model, caches, batch, own_past + new))
+        slots = find_slots(wrapper(model), (tokens(1, 1), None)) if decoding else []
+        step = wrapper(model, slots, own_past)
+        args = (tokens(batch, new), mask, *(s.tensor(batch, own_past, new) for s in slots))
+        kinds = {
+            f"kv_{i}": InputHint(
+                _CACHE_DIMS if s.grows else ("batch", *[None] * (len(s.shape) - 1)), "kv_cache"
+            )
+            for i, s in enumerate(slots)
+        }
     elif decoding:
         step = cross_wrapper(model, prompt)
         caches = cache_shapes(step, (tokens(1, 1), tokens(1, 1)))
@@ -66,6 +75,7 @@ def generation_case(
             "decoder_input_ids": InputHint(("batch", None)),
             "attention_mask": InputHint((None, None, "sequence", "cache")),
             "kv": InputHint(_CACHE_DIMS, role="kv_cache"),
+            **kinds,
         },
         prefix="model",
         batch=batch,
@@ -121,61 +131,41 @@ def _step_classes() -> tuple[Any, Any]:
     Defined on first use: their bases live in torch and transformers.
     """
     import torch
-    from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
+    from transformers.cache_utils import Cache, EncoderDecoderCache
 
-    class BufferLayer(DynamicLayer):
-        """One layer's keys and values: what the prefill makes, or a buffer that a step writes into."""
-
-        def __init__(self, keys: Any = None, values: Any = None, past: int | None = None) -> None:
-            super().__init__()
-            self.past = 0
-            if keys is not None:
-                self.keys, self.values = keys, values
-                self.dtype, self.device = keys.dtype, keys.device
-                self.past = keys.shape[-2] - 1 if past is None else past
-                self.is_initialized = True
-
-        def update(self, keys: Any, values: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
-            if not self.is_initialized:
-                # As transformers' own cache does: the cache outlives what it was computed from.
-                self.keys, self.values = keys.clone(), values.clone()
-                self.dtype, self.device = keys.dtype, keys.device
-                self.is_initialized = True
-            else:
-                self.keys[:, :, self.past :] = keys
-                self.values[:, :, self.past :] = values
-            return self.keys, self.values
-
-        def get_seq_length(self) -> int:
-            return self.past
+    buffer_layer, _ = layer_classes()
 
     def layers_of(kv: tuple[Any, ...], count: int, past: int | None = None) -> Any:
         if not kv:
-            return Cache(layers=[BufferLayer() for _ in range(count)])
-        return Cache(layers=[BufferLayer(kv[2 * i], kv[2 * i + 1], past) for i in range(count)])
-
-    def flat(cache: Any) -> list[Any]:
-        return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+            return Cache(layers=[buffer_layer() for _ in range(count)])
+        held = past if past is not None else kv[0].shape[-2] - 1
+        return Cache(layers=[buffer_layer(kv[2 * i], kv[2 * i + 1], held) for i in range(count)])
 
     class Step(torch.nn.Module):
         """(token numbers, mask, cache...) -> (last logits, cache...)."""
 
-        def __init__(self, model: Any) -> None:
+        def __init__(self, model: Any, slots: Sequence[Slot] = (), past: int = 0) -> None:
             super().__init__()
             self.model = model
-            parameters = inspect.signature(model.forward).parameters
-            self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+            self.slots, self.past = tuple(slots), past
+            names = inspect.signature(model.forward).parameters
+            self.given: dict[str, Any] = {"use_cache": True}
+            if "logits_to_keep" in names:
+                self.given["logits_to_keep"] = 1
+            self.cache_name = "cache_params" if "cache_params" in names else "past_key_values"
+
+        def run(self, input_ids: Any, attention_mask: Any, *kv: Any) -> tuple[Any, Any]:
+            """The model's own result, and the cache as it leaves it."""
+            model = self.model
+            cache = make_cache(model.config, _layer_count(model), self.slots, kv, self.past)
+            given = {self.cache_name: cache, **self.given}
+            if attention_mask is not None:
+                given["attention_mask"] = attention_mask
+            return model(input_ids=input_ids, **given), cache
 
         def forward(self, input_ids: Any, attention_mask: Any, *kv: Any) -> tuple[Any, ...]:
-            cache = layers_of(kv, _layer_count(self.model))
-            out = self.model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                past_key_values=cache,
-                use_cache=True,
-                **self.last_only,
-            )
-            return (out.logits, *flat(cache))
+            out, cache = self.run(input_ids, attention_mask, *kv)
+            return (out.logits, *flat(cache, copied=not kv))
 
     class CrossStep(torch.nn.Module):
         """(prompt or None, token numbers, own cache..., cross cache...) -> (logits, caches...)."""

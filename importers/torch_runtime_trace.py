@@ -230,9 +230,9 @@ class _Recorder:
         ]
         try:
             # Sizes that hang on the inputs' contents are the largest possible.
-            with self.torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True):
-                with calls, functions:
-                    yield
+            largest = self.torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True)
+            with largest, calls, functions:
+                yield
         finally:
             for hook in hooks:
                 hook.remove()
