@@ -205,11 +205,15 @@ class Launch:
     """Time the host needs to issue one kernel: a bound on short kernels when it is not hidden."""
     hidden: bool
     """Whether launches are recorded once and replayed (CUDA graphs, ahead-of-time programs)."""
+    switch_s: float = 0.0
+    """What a kernel takes longer after a different one than when it runs again and again, as in a
+    benchmark: its instructions and operands are cold, and it waits for the last of the other."""
 
     @property
     def least_s(self) -> float:
         """The shortest time from one kernel to the next, however little it does."""
-        return self.device_latency_s if self.hidden else max(self.device_latency_s, self.host_s)
+        queued_s = self.device_latency_s + self.switch_s
+        return queued_s if self.hidden else max(queued_s, self.host_s)
 
 
 @dataclass(frozen=True)

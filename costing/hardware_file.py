@@ -305,6 +305,7 @@ def _launch(s: _Section) -> Launch:
         device_latency_s=s.quantity("device_latency", "seconds"),
         host_s=s.quantity("host", "seconds"),
         hidden=s.flag("hidden"),
+        switch_s=s.quantity("switch", "seconds", 0.0),
     )
     s.done()
     return launch

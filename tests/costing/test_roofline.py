@@ -66,12 +66,26 @@ def test_scaling_all_rates_together_changes_no_bound(
             )
             for m in device.memory
         ),
-        launch=replace(device.launch, device_latency_s=device.launch.device_latency_s / factor),
+        launch=replace(
+            device.launch,
+            device_latency_s=device.launch.device_latency_s / factor,
+            switch_s=device.launch.switch_s / factor,
+        ),
     )
     before = streaming_cost(device, F32, flops, moved, moved)
     after = streaming_cost(faster, F32, flops, moved, moved)
     assert after.bound == before.bound
     assert after.time_s * factor == pytest.approx(before.time_s)
+
+
+def test_a_kernel_after_another_takes_the_switch_longer() -> None:
+    device = load_hardware("h100-sxm-80gb")
+    same = replace(device, launch=replace(device.launch, switch_s=0.0))
+    for moved in (4, 1e9):
+        apart = streaming_cost(device, F32, 1, moved, moved).time_s
+        again = streaming_cost(same, F32, 1, moved, moved).time_s
+        assert apart - again == pytest.approx(device.launch.switch_s)
+    assert device.launch.switch_s > 0
 
 
 def test_an_empty_kernel_is_bound_by_latency() -> None:

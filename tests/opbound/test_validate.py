@@ -14,9 +14,9 @@ LIMITS = {
     "training steps": (0.045, 0.105),
     "one layer of a 22B model": (0.095, 0.17),
     "weak scaling of training": (0.06, 0.10),
-    "pipeline and tensor parallelism": (0.15, 0.20),
-    "Llama-2 generation": (0.15, 0.25),
-    "training memory": (0.5, 2.0),
+    "pipeline and tensor parallelism": (0.09, 0.11),
+    "Llama-2 generation": (0.062, 0.135),
+    "training memory": (0.15, 0.43),
 }
 
 
