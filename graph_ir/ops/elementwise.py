@@ -344,9 +344,13 @@ def _cast_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
 def numpy_dtype(dtype: DType) -> Any:
     """The numpy dtype that stands for `dtype` in evaluation (floats that numpy lacks become float32)."""
     try:
-        return np.dtype(dtype.label)
+        found = np.dtype(dtype.label)
     except TypeError:
+        found = None
+    # Other packages (ml_dtypes) teach numpy more names; results must not depend on who was imported.
+    if found is None or found.isbuiltin != 1:
         return np.dtype(np.float32 if dtype.is_float else np.int8)
+    return found
 
 
 def _dropout(node: Node, x: Array) -> tuple[Array, Array]:
