@@ -127,6 +127,7 @@ def _import_in(
     import transformers
 
     from importers.hf_inputs import traceable
+    from importers.torch_experts import experts_note
     from importers.torch_routes import import_module
 
     model = build_model(config, dtype)
@@ -161,7 +162,13 @@ def _import_in(
             raise
         # Not every model takes a mask of four dims; left alone, it makes its own.
         found = imported({k: v for k, v in case.kwargs.items() if k != "attention_mask"})
-    return replace(found, batch=case.batch, sequence=case.sequence)
+    tokens = case.batch * (case.sequence or 1)
+    return replace(
+        found,
+        batch=case.batch,
+        sequence=case.sequence,
+        notes=(*found.notes, *experts_note(found.graph, tokens)),
+    )
 
 
 def build_model(config: ModelConfig, dtype: str = DEFAULT_DTYPE) -> Any:
