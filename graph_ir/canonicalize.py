@@ -14,6 +14,7 @@ from graph_ir.patterns import (
     attention_fused,
     group_norm,
     norm,
+    quantized,
     rotary,
     softmax,
 )
@@ -27,6 +28,7 @@ PATTERNS: tuple[Pattern, ...] = (
     *rotary.PATTERNS,
     *attention.PATTERNS,
     *attention_fused.PATTERNS,
+    *quantized.PATTERNS,
 )
 
 

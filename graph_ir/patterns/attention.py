@@ -81,7 +81,7 @@ def _emit(
     if result.shape == shape:
         return r.finish("attention", inputs, attrs, extra)
     made = r.emit("attention", "attention", inputs, result.with_shape(shape), attrs, extra)
-    return r.finish("reshape", [made], {"view": True})
+    return r.finish("reshape", [made], {"view": True}, telling=made)
 
 
 def _unscaled(value: Value, r: Replacement) -> tuple[Value, float]:

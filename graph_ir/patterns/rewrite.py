@@ -88,10 +88,12 @@ class Replacement:
         inputs: Sequence[Value],
         attrs: Mapping[str, Any] | None = None,
         extra: Sequence[tuple[str, TensorType]] = (),
+        telling: Value | None = None,
     ) -> bool:
-        """Emits the canonical operator, which makes what the match's last node made.
+        """Emits the canonical operator, which makes what the match's last node made, under its name.
 
-        `extra` are (label, type) of further results.
+        `extra` are (label, type) of further results. Where another emitted operator is what the user will
+        look for, `telling` is its result, and they swap names.
         """
         root = self.root
         result = root.outputs[0]
@@ -104,7 +106,15 @@ class Replacement:
                 attrs=dict(attrs or {}),
             )
         )
+        if telling is not None:
+            self._swap_names(telling)
         return True
+
+    def _swap_names(self, telling: Value) -> None:
+        place = next(i for i, n in enumerate(self.nodes) if telling in n.outputs)
+        one, other = self.nodes[place], self.nodes[-1]
+        self.nodes[place] = replace(one, name=other.name, instances=other.instances)
+        self.nodes[-1] = replace(other, name=one.name, instances=one.instances)
 
     def closed(self, inner: Iterable[Node]) -> bool:
         """Whether nothing but these nodes reads what they make (but for the root's result)."""
