@@ -233,7 +233,9 @@ def f32(*shape: int) -> Array:
 def _counted(x: Any, table: Any) -> Any:
     """How many thresholds of its channel (the last dim) each element reaches."""
     rows = table.expand(x.shape[-1], -1)
-    columns = [torch.bucketize(x[..., c].contiguous(), rows[c], right=True) for c in range(x.shape[-1])]
+    columns = [
+        torch.bucketize(x[..., c].contiguous(), rows[c], right=True) for c in range(x.shape[-1])
+    ]
     return torch.stack(columns, dim=-1).double()
 
 
