@@ -155,8 +155,9 @@ def _ways(op: str, span: Span) -> Iterator[tuple[float, float, Protocol]]:
                 "in_network": (2.0, 1 + 1 / n),
             }
         elif op == "all_to_all":
-            # All pairs at once, so one step, whatever the group's size.
-            ways = {"ring": (1.0, share)}
+            # All pairs at once: one step on the wire, but a message to set up per peer.
+            pairwise = "pairwise" in span.link.algorithms
+            ways = {"pairwise": (n - 1.0, share)} if pairwise else {"ring": (1.0, share)}
         elif op in ("send", "recv"):
             ways = {"ring": (1.0, 1.0)}
         elif op == "broadcast":

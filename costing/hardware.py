@@ -188,7 +188,7 @@ class Link:
     bandwidth_bytes_per_s: float
     """Per device and direction."""
     algorithms: tuple[str, ...]
-    """Collective algorithms available on it: 'ring', 'tree', 'in_network'."""
+    """Collective algorithms available on it: 'ring', 'tree', 'in_network', 'pairwise'."""
     protocols: tuple[Protocol, ...]
     local_bytes_per_s: float | None = None
     """Rate at which a collective's kernel passes the message through the device itself, which does

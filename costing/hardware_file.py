@@ -25,7 +25,7 @@ from graph_ir.errors import HardwareError, OpboundError, did_you_mean
 from graph_ir.tensor_type import DType
 
 SPECS = Path(__file__).parent / "hardware_specs"
-ALGORITHMS = ("ring", "tree", "in_network")
+ALGORITHMS = ("ring", "tree", "in_network", "pairwise")
 KINDS = ("matrix", "vector")
 
 

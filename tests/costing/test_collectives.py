@@ -110,3 +110,11 @@ def test_what_does_not_fit_is_an_error() -> None:
         spans(load_hardware("l40s"), 16)
     with pytest.raises(HardwareError, match="unknown collective"):
         collective_cost(load_hardware("l40s"), "gossip", 1, 2)
+
+
+def test_an_all_to_all_sets_up_one_message_per_peer() -> None:
+    """NCCL sends to all peers at once (its send/recv are grouped): small ones grow with the peers."""
+    device = load_hardware("a100-sxm-80gb")
+    two, eight = (collective_cost(device, "all_to_all", 1024, n).time_s[0] for n in (2, 8))
+    step = next(p for p in device.links[0].protocols if "pairwise" in p.algorithms).step_latency_s
+    assert eight - two == pytest.approx(6 * step, rel=0.05)

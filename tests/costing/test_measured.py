@@ -20,11 +20,11 @@ LIMITS = {
     "all_reduce a100-sxm-80gb": 0.065,
     "all_gather a100-sxm-80gb": 0.07,
     "reduce_scatter a100-sxm-80gb": 0.08,
-    "alltoall a100-sxm-80gb": 0.12,
+    "alltoall a100-sxm-80gb": 0.06,
     "all_reduce h100-sxm-80gb": 0.06,
     "all_gather h100-sxm-80gb": 0.075,
     "reduce_scatter h100-sxm-80gb": 0.08,
-    "alltoall h100-sxm-80gb": 0.165,
+    "alltoall h100-sxm-80gb": 0.12,
     "conv2d fp32 a100-pcie": 0.345,
 }
 
