@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -59,7 +61,8 @@ def import_onnx(path: str | Path, options: ImportOptions) -> ImportedModel:
     binder = DimBinder(_step(options))
     resolver = Resolver(file.model, binder, _has_rule, TYPE_RULES, partial(_flops_of, options))
     try:
-        graph = _build(resolver, file.model, path.stem, options)
+        with _no_collection():
+            graph = _build(resolver, file.model, path.stem, options)
     except OpboundError as error:
         # Names in a file may hold anything, also line breaks.
         message = " ".join(str(error).split())
@@ -85,6 +88,18 @@ def import_onnx(path: str | Path, options: ImportOptions) -> ImportedModel:
         batch=options.batch or batch,
         sequence=options.sequence or sequence,
     )
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keeps the cyclic garbage collector off: it would walk a graph again and again while it grows."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _step(options: ImportOptions) -> ImportOptions:
