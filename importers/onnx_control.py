@@ -18,6 +18,7 @@ from importers.onnx_constants import Special
 from importers.onnx_names import name_of
 from importers.onnx_scope import Scope
 from importers.onnx_sequences import join
+from importers.onnx_structure import node_label
 from importers.onnx_values import OnnxNode, OnnxValue
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def _if(resolver: Resolver, node: NodeProto, resolved: OnnxNode, scope: Scope) -
         part = "then" if condition.data.any() else "else"
         outputs = resolver.graph(branches[part], _inner(resolved, scope, part), [])
     else:
-        outputs = _dearer_branch(resolver, resolved, scope, branches, chosen)
+        outputs = _dearer_branch(resolver, node, resolved, scope, branches, chosen)
     for name, value in zip(node.output, outputs, strict=False):
         if name:
             scope.values[name] = value
@@ -59,6 +60,7 @@ def _if(resolver: Resolver, node: NodeProto, resolved: OnnxNode, scope: Scope) -
 
 def _dearer_branch(
     resolver: Resolver,
+    node: NodeProto,
     resolved: OnnxNode,
     scope: Scope,
     branches: Mapping[str, GraphProto],
@@ -94,7 +96,9 @@ def _dearer_branch(
         equal = len({t[0] for t in tried.values()}) == 1
         reason = "as dear as the other" if equal else "the dearer one"
         reason += "; --branch takes the other"
-    resolver.notes[f"The {part} branch of {resolved.label} is counted, {reason} ({costs})."] = None
+    resolver.notes[f"The {part} branch of {node_label(node)} is counted, {reason} ({costs})."] = (
+        None
+    )
     return outputs
 
 

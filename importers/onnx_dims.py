@@ -60,6 +60,7 @@ class DimBinder:
         self._known |= {d for _, dims in raw for d in dims if isinstance(d, str)}
         self._check_given()
         self._bind_by_role([(i, d) for i, d in raw])
+        self._check_bound(raw)
         values = []
         for info, dims in raw:
             where = f"input {info.name!r}"
@@ -73,6 +74,22 @@ class DimBinder:
             data = self.answers.contents(type_, info.name)
             values.append(OnnxValue(info.name, type_, "input", data, names, in_file))
         return values
+
+    def _check_bound(self, raw: list[tuple[ValueInfoProto, list[int | str]]]) -> None:
+        """Raises a DimensionError that names every option that is still needed."""
+        missing: dict[str, str] = {}
+        for info, dims in raw:
+            for dim in dims:
+                if isinstance(dim, str) and self.lookup(dim) is None:
+                    missing.setdefault(dim, f"input {info.name!r}")
+        if len(missing) > 1:
+            (first, where), *others = missing.items()
+            more = [f"--dim '{name}=INT'" for name, _ in others[:_MAX_LISTED]]
+            rest = f" and {len(others) - _MAX_LISTED} more" if len(others) > _MAX_LISTED else ""
+            raise DimensionError(
+                f"dim {first!r} of {where} is not fixed in the file: give {self._option_for(first)}; "
+                f"also missing: {', '.join(more)}{rest}"
+            )
 
     def size_of(self, name: str, where: str) -> int:
         """The size of the dim called `name`.
@@ -264,6 +281,8 @@ def _no_such_dim(name: str, known: set[str]) -> str:
     hint = did_you_mean(name, known) if known else "the model has no dynamic dims"
     return f"--dim {name}: the model has no dim of that name; {hint}"
 
+
+_MAX_LISTED = 8
 
 _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
