@@ -109,11 +109,13 @@ def attention_cost(
         tail_s = np.where(blocks * parts > slots, 0.5 * unit_s * (seen / t), 0.0)
         longest: Array = np.maximum(total_s + tail_s, unit_s)
         active = np.minimum(blocks * parts, engine.processors)
+        fetch = np.zeros_like(longest)
         for flow_s, draw in flows:
-            longest = np.maximum(longest, flow_s)
+            fetch = np.maximum(fetch, flow_s)
             if draw is not None:
-                longest = np.maximum(longest, moved / (active * draw))
-        return longest
+                fetch = np.maximum(fetch, moved / (active * draw))
+        shorter: Array = np.minimum(longest, fetch)
+        return np.maximum(longest, fetch) + kernel.unhidden * shorter
 
     apart_s = busy_s(split) + np.where(split > 1, kernel.split_latency_s, 0.0)
     busy = np.minimum(busy_s(np.ones_like(split)), apart_s)

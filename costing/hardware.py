@@ -46,6 +46,8 @@ class AttentionKernel:
     """Time to sum up the parts when keys are split."""
     latency_s: float = 0.0
     """Fixed time of the kernels of one attention call beyond a plain launch."""
+    unhidden: float = 0.0
+    """Fraction of the shorter of computing and fetching that is not hidden behind the longer."""
 
 
 @dataclass(frozen=True)

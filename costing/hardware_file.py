@@ -228,6 +228,7 @@ def _attention(s: _Section) -> AttentionKernel:
         split_tokens=int(a.quantity("split_tokens", "count", plain.split_tokens)),
         split_latency_s=a.quantity("split_latency", "seconds", 0.0),
         latency_s=a.quantity("latency", "seconds", 0.0),
+        unhidden=a.quantity("unhidden", "fraction", 0.0),
     )
     a.done()
     return kernel
