@@ -43,6 +43,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 CANONICAL = ("attention", "layer_norm", "rms_norm", "gelu", "silu", "rotary_embedding")
 
 
+QUICK = ("llama", "bert")
+
+
+def slow(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
 def model_of(name: str, attention: str) -> Any:
     prefix, sizes = MODELS[name]
     config = getattr(transformers, f"{prefix}Config")(
@@ -80,7 +87,7 @@ def kernels(graph: Graph) -> Counter[str]:
     return Counter(n.op for n in graph.nodes if not n.definition.is_view(n))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["llama", "bert", *(slow(n) for n in MODELS if n not in QUICK)])
 def test_written_out_attention_equals_fused_attention(name: str) -> None:
     eager, fused = imported(name, "eager"), imported(name, "sdpa")
     ours, theirs = canonicalize(eager), canonicalize(fused)
@@ -93,7 +100,7 @@ def test_written_out_attention_equals_fused_attention(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # the exporter that writes norms out is a legacy one
 @pytest.mark.parametrize("opset", [14, 17])
-@pytest.mark.parametrize("name", ["bert", "decoder"])
+@pytest.mark.parametrize("name", [slow("bert"), "decoder"])
 def test_an_onnx_export_equals_the_module(name: str, opset: int, tmp_path: Path) -> None:
     path = tmp_path / f"{name}.onnx"
     model, given = Decoder().eval(), arguments()
@@ -110,6 +117,7 @@ def test_an_onnx_export_equals_the_module(name: str, opset: int, tmp_path: Path)
     assert traffic(ours) < traffic(written)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mode", "layers", "wanted"),
     [
