@@ -142,7 +142,7 @@ def _features(model: Any, images: Mapping[str, Any]) -> int:
         with mixed_devices(), assume:
             made = model.get_image_features(**given)
     pooled = getattr(made, "pooler_output", None)
-    keep(pooled if pooled is not None else made)
+    keep(pooled if pooled is not None else getattr(made, "last_hidden_state", made))
     return sum(t.numel() // t.shape[-1] for t in found)
 
 
