@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from graph_ir.text_format import graph_text
 from opbound.analysis import Analysis, Progress
 from opbound.options import Options
-from opbound.pricing import split_step
+from opbound.pricing import executed_graph, split_step
 
 if TYPE_CHECKING:
     from graph_ir.graph import Graph
@@ -30,11 +30,11 @@ def graph_page(model: object, options: Options, *, every_node: bool, progress: P
     analysis = Analysis(model, options, progress=progress)
     pages = []
     for title, forward in _forward_graphs(analysis):
-        graph = forward
+        graph = executed_graph(forward, options, progress)
         if not every_node:
             from graph_ir.fold import fold
 
-            graph = fold(forward)
+            graph = fold(graph)
         _, parts = split_step(graph, options, analysis.pricer, progress)
         pages += [f"{title}{page}" for page in _stage_pages(parts)]
     return "\n\n".join(pages) + "\n"

@@ -85,13 +85,9 @@ def price_step(
     from costing.step import step_cost
     from graph_ir.fold import fold
 
-    if options.execution == "fused":
-        from graph_ir.canonicalize import canonicalize
-
-        progress("recognising operators that were written out")
-        forward = canonicalize(forward, training=options.mode == "training")
+    executed = executed_graph(forward, options, progress)
     progress("finding repeated layers")
-    folded = fold(forward)
+    folded = fold(executed)
     graph, partitioned = split_step(folded, options, pricer, progress)
     # A single stage knows no other order than one micro-batch after the other.
     schedule = options.schedule if len(partitioned.stages) > 1 else "1f1b"
@@ -109,6 +105,16 @@ def price_step(
         )
 
     return PricedStep(folded, price(pricer), runs, _needed_flops(graph) * runs, pricer, price)
+
+
+def executed_graph(forward: Graph, options: Options, progress: Callable[[str], None]) -> Graph:
+    """The graph that runs: eager as written, fused with what was written out as one operator."""
+    if options.execution != "fused":
+        return forward
+    from graph_ir.canonicalize import canonicalize
+
+    progress("recognising operators that were written out")
+    return canonicalize(forward, training=options.mode == "training")
 
 
 def split_step(

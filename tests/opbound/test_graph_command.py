@@ -41,6 +41,17 @@ def test_layers_are_folded_unless_asked(opbound):
     assert whole.count(" matmul(") == 12 * folded.count(" matmul(")
 
 
+def test_fused_execution_shows_the_operators_that_it_recognises(opbound, relu_model):
+    model = onnx.load(relu_model)
+    # x sigmoid(x), written out.
+    del model.graph.node[:]
+    for op, inputs, output in (("Sigmoid", ["x"], "s"), ("Mul", ["x", "s"], "y")):
+        model.graph.node.append(onnx.helper.make_node(op, inputs, [output]))
+    onnx.save(model, relu_model)
+    assert "= silu(" not in graph(opbound, relu_model)
+    assert "= silu(%x)" in graph(opbound, relu_model, "--execution", "fused")
+
+
 def test_one_rank_per_stage(opbound):
     pytest.importorskip("transformers")
     text = graph(opbound, "hf:gpt2", "--sequence", 16, "--parallel", "tp=2,pp=4")
