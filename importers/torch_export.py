@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 from graph_ir.errors import OpboundError
@@ -32,7 +34,9 @@ def export_module(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *
     try:
         # A failure is told in one line below; torch would also log its own traceback.
         logging.disable(logging.ERROR)
-        with warnings.catch_warnings():
+        # torch also prints the graph so far when it meets a condition on data.
+        aside = io.StringIO()
+        with warnings.catch_warnings(), redirect_stdout(aside), redirect_stderr(aside):
             # They are about how the program would run or be saved, which it never is.
             warnings.simplefilter("ignore")
             return torch.export.export(module, tuple(args), dict(kwargs), strict=False)
