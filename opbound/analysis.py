@@ -171,7 +171,6 @@ class Analysis:
         from opbound.provenance import (
             coverage_of,
             hardware_info,
-            model_dtype,
             model_info,
             parameter_count,
             strategy_info,
@@ -182,7 +181,7 @@ class Analysis:
             rows,
             opbound_version=__version__,
             model=model_info(imported, self.options, microbatches),
-            hardware=hardware_info(self.hardware, model_dtype(imported.graph)),
+            hardware=hardware_info(self.hardware, imported.graph),
             strategy=strategy_info(self.options, microbatches),
             mode=self.options.mode,
             coverage=coverage_of(imported.graph.nodes),

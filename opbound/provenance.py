@@ -57,7 +57,23 @@ def parameter_count(graph: Graph) -> int:
     return sum(value.type.elements * value.count for value in graph.parameters)
 
 
-def hardware_info(hardware: Hardware, dtype: DType) -> HardwareInfo:
+def peak_flops_per_s(hardware: Hardware, graph: Graph) -> float:
+    """The device's peak for the model's products: the rate at which each would run at its dtype's peak.
+
+    A quantised model's products run in integers, beside others that stay in floats.
+    """
+    work: dict[DType, int] = {}
+    for node in graph.nodes:
+        if node.definition.kind in ("contraction", "attention"):
+            dtype = max((v.type.dtype for v in node.inputs), key=lambda d: d.bits)
+            work[dtype] = work.get(dtype, 0) + node.flops * node.count
+    if not sum(work.values()):
+        work = {model_dtype(graph): 1}
+    ideal_s = sum(f / hardware.engine_for("matrix", d).peak(d) for d, f in work.items())
+    return sum(work.values()) / ideal_s
+
+
+def hardware_info(hardware: Hardware, graph: Graph) -> HardwareInfo:
     """The machine, with the hash of the very file that was read."""
     path = Path(hardware.path)
     shipped = path.parent.name == "hardware_specs"
@@ -65,7 +81,7 @@ def hardware_info(hardware: Hardware, dtype: DType) -> HardwareInfo:
         name=hardware.name,
         file=path.name if shipped else str(path),
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        peak_flops_per_s=hardware.engine_for("matrix", dtype).peak(dtype),
+        peak_flops_per_s=peak_flops_per_s(hardware, graph),
     )
 
 
