@@ -15,7 +15,7 @@ LIMITS = {
     "one layer of a 22B model": (0.095, 0.17),
     "weak scaling of training": (0.06, 0.10),
     "pipeline and tensor parallelism": (0.09, 0.11),
-    "Llama-2 generation": (0.062, 0.135),
+    "Llama-2 generation": (0.07, 0.15),
     "training memory": (0.15, 0.43),
 }
 
