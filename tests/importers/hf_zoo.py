@@ -159,6 +159,7 @@ UNCOUNTED = {
     "llava_next": "18 % fewer FLOPs: the real run computes a last vision layer that nothing reads",
     "paligemma": "5 % fewer FLOPs: the real run computes a pooling head that nothing reads",
     "gemma3": "5 % fewer FLOPs: the real run computes a pooling head that nothing reads",
+    "dpt": "27 % fewer FLOPs: the real run computes products whose results nothing reads",
     "kimi_linear": "16 % fewer FLOPs than the real run, not explained yet",
 }
 """Model types that import, but whose FLOPs or parameters differ from the real run's."""
