@@ -80,10 +80,10 @@ def test_chunks_may_take_different_times() -> None:
 
 
 def test_many_micro_batches_on_many_stages_simulate_fast() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     run("1f1b", 64, 512)
     # 0.2 s on an idle core.
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 @pytest.mark.parametrize(
