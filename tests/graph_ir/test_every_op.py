@@ -46,9 +46,11 @@ NOT_EVALUATED = {
 KEPT_WHOLE: dict[str, tuple[str, str]] = {
     # The scores' logarithms lack e and are the same on every device, which a rule cannot say: a result
     # without the name is a term of a sum.
-    "attention": ("e", "the second result would be whole"),
+    # Queries under a causal mask are split only on request (context parallelism), never in passing: their
+    # parts do equal work only if each device takes both ends of the sequence.
+    "attention": ("e s", "the second result would be whole; parts of unequal work"),
     # With the sums over all keys saved, the backward pass could split the keys.
-    "attention_backward": ("e t", "the forward pass keeps them whole"),
+    "attention_backward": ("e t s", "the forward pass keeps them whole"),
 }
 
 

@@ -107,7 +107,7 @@ def test_causal_attention_executes_half() -> None:
         fraction = node.definition.executed_fraction
         assert fraction is not None
         assert fraction(node) == pytest.approx(pairs / (s * t))
-        _, _, probabilities = attend(q, k, k, None, True, None)
+        _, _, probabilities = attend(q, k, k, None, {"causal": True})
         assert np.count_nonzero(probabilities) == 2 * pairs
 
 
