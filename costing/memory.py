@@ -90,7 +90,6 @@ def backward_start(graph: Graph) -> int:
 class _Walk:
     def __init__(self, graph: Graph, inner: frozenset[Value]) -> None:
         self.graph = graph
-        self.inner = inner
         self.position = {node: i for i, node in enumerate(graph.nodes)}
         self.block_at: list[Block | None] = [None] * len(graph.nodes)
         for block in graph.blocks:
@@ -110,6 +109,9 @@ class _Walk:
                 if shared is not None and (i == 0 or node.definition.is_view(node)):
                     self.root[value] = self._find(shared)
         self.collected = {v for block in graph.blocks for v in block.collected}
+        # Storage that a kernel's result shares (a bias added in place) is no inner storage.
+        reached = {self._find(v) for n in graph.nodes for v in n.outputs if v not in inner}
+        self.inner = {self._find(v) for v in inner} - reached
 
     def _find(self, value: Value) -> Value:
         while True:
