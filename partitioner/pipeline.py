@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from graph_ir.errors import MeshError
 from graph_ir.fold import name_pattern
@@ -63,7 +64,7 @@ class Cutter:
             for low, high in itertools.pairwise(bounds)
         ]
         builders = [_StageBuilder(self, h) for h in held]
-        wanted = [b.wanted() for b in builders]
+        wanted = [b.wanted for b in builders]
         sent = self._senders(held, wanted)
         result = []
         for i, builder in enumerate(builders):
@@ -133,12 +134,11 @@ class _StageBuilder:
         )
         return same or saved or self._holds_end(producer)
 
+    @cached_property
     def wanted(self) -> list[tuple[Value, str]]:
         """Values that come from another stage, and in which pass."""
         found: dict[tuple[Value, str], None] = {}
         for block in self.graph.blocks:
-            if self.graph.nodes[block.start] not in self.graph.block_of:
-                continue
             node = self.graph.nodes[block.start]
             if self.cutter.cells.group_of[node] not in self.held:
                 continue
@@ -146,7 +146,7 @@ class _StageBuilder:
             for carry in block.carries:
                 if not self._holds_start(block):
                     found.setdefault((carry.result, during))
-                elif not self._available(carry.initial, self._outside(node)):
+                elif not self._available(carry.initial, replace(node, count=1)):
                     found.setdefault((carry.initial, during))
         for node in self.kept:
             if node.phase == "optimizer":
@@ -160,25 +160,21 @@ class _StageBuilder:
                     found.setdefault((value, pass_))
         return [key for key in found if key[0] not in self.cutter.free]
 
-    def _outside(self, node: Node) -> Node:
-        return replace(node, count=1)
-
     def build(self, sent: Sequence[tuple[Value, str]]) -> Graph:
         """The stage's graph, with `recv` and `send` nodes at its borders."""
         rename: dict[Value, Value] = {}
         nodes: list[Node] = []
         blocks: list[Block] = []
-        wanted = self.wanted()
+        wanted = self.wanted
         received: dict[Value, Value] = {}
-        needed_free = self._free_nodes()
-        nodes += needed_free
+        nodes += self._free_nodes()
+        kept = set(self.kept).difference(nodes)
         nodes += self._receive(wanted, "forward", received)
         sends = {d: [v for v, during in sent if during == d] for d in ("forward", "backward")}
         turned = False
         optimizer: list[Node] = []
         for start, stop, block in self._segments():
-            body = [n for n in self.graph.nodes[start:stop] if n in self._kept_set]
-            body = [n for n in body if n not in self._free_set]
+            body = [n for n in self.graph.nodes[start:stop] if n in kept]
             if not body:
                 continue
             if body[0].phase == "optimizer":
@@ -186,7 +182,7 @@ class _StageBuilder:
                 continue
             if not turned and body[0].during != "forward":
                 turned = True
-                nodes += self._send(sends["forward"], rename, nodes, "forward")
+                nodes += self._send(sends["forward"], rename, "forward")
                 nodes += self._receive(wanted, "backward", received)
             low = len(nodes)
             entry: list[tuple[Carry, Value]] = []
@@ -203,8 +199,8 @@ class _StageBuilder:
                 collected = frozenset(rename[v] for v in block.collected)
                 blocks.append(Block(low, len(nodes), held.count, carries, collected))
         if not turned:
-            nodes += self._send(sends["forward"], rename, nodes, "forward")
-        nodes += self._send(sends["backward"], rename, nodes, "backward")
+            nodes += self._send(sends["forward"], rename, "forward")
+        nodes += self._send(sends["backward"], rename, "backward")
         nodes += optimizer
         read = {v for n in nodes for v in n.inputs} | {c.initial for b in blocks for c in b.carries}
         inputs = tuple(
@@ -212,10 +208,6 @@ class _StageBuilder:
         )
         outputs = tuple(rename[v] for v in self.graph.outputs if v in rename)
         return Graph(tuple(nodes), inputs, outputs, tuple(blocks), self.graph.name)
-
-    @property
-    def _kept_set(self) -> set[Node]:
-        return set(self.kept)
 
     def _free_nodes(self) -> list[Node]:
         """Nodes that compute data-free values which this stage reads, wherever they stood."""
@@ -229,7 +221,6 @@ class _StageBuilder:
             if free.issuperset(node.outputs) and needed.intersection(node.outputs):
                 needed.update(node.inputs)
                 nodes.append(node)
-        self._free_set = set(nodes)
         return nodes[::-1]
 
     def _segments(self) -> Iterable[tuple[int, int, Block | None]]:
@@ -295,13 +286,7 @@ class _StageBuilder:
             nodes.append(self._transfer("recv", (), (local,), value, during))
         return nodes
 
-    def _send(
-        self,
-        values: Sequence[Value],
-        rename: dict[Value, Value],
-        nodes: Sequence[Node],
-        during: str,
-    ) -> list[Node]:
+    def _send(self, values: Sequence[Value], rename: dict[Value, Value], during: str) -> list[Node]:
         return [self._transfer("send", (rename[v],), (), v, during) for v in values if v in rename]
 
     def _transfer(
