@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graph_ir.errors import ModelFileError, OpboundError, UnknownOperatorError
 from graph_ir.graph import Graph, GraphBuilder, Value
@@ -20,20 +20,15 @@ from importers.imported_model import ImportedModel, ImportOptions
 from importers.onnx_caches import mark_caches
 from importers.onnx_dims import DimBinder
 from importers.onnx_file import read_onnx
-from importers.onnx_ops import RULES, Emitter, families
+from importers.onnx_ops import RULES, TYPE_RULES, Emitter, rule_of
+from importers.onnx_ops.foreign import as_record, by_bytes
 from importers.onnx_resolve import Resolver
 from importers.onnx_values import OnnxNode
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-TYPE_RULES: Mapping[tuple[str, str], Callable[[OnnxNode], Sequence[Any]]] = {
-    key: function
-    for family in families
-    for key, function in getattr(family, "TYPE_RULES", {}).items()
-}
-
-
+_MAX_LISTED = 6
 _DAMAGE = (
     ArithmeticError,
     AttributeError,
@@ -83,7 +78,7 @@ def import_onnx(path: str | Path, options: ImportOptions) -> ImportedModel:
         source=str(path),
         sha256=file.sha256,
         importer=_route(file.model),
-        notes=(*file.notes, *resolver.notes),
+        notes=(*file.notes, *resolver.notes, *_unknown_operators(graph)),
         dims=MappingProxyType(dict(binder.bound)),
         batch=options.batch or batch,
         sequence=options.sequence or sequence,
@@ -113,7 +108,8 @@ def _step(options: ImportOptions) -> ImportOptions:
 
 def _has_rule(domain: str, op_type: str, results: int) -> bool:
     # Attention that also returns its scores cannot be fused: its schema's body is taken.
-    return (domain, op_type) in RULES and (domain, op_type, results) != ("", "Attention", 4)
+    known = rule_of(domain, op_type) is not None
+    return known and (domain, op_type, results) != ("", "Attention", 4)
 
 
 def _build(resolver: Resolver, model: ModelProto, name: str, options: ImportOptions) -> Graph:
@@ -155,14 +151,14 @@ def _copied(builder: GraphBuilder, value: Value) -> Value:
 
 
 def _translate(emitter: Emitter, node: OnnxNode, options: ImportOptions) -> None:
-    function = RULES.get((node.domain, node.op_type))
+    function = rule_of(node.domain, node.op_type)
     results = function(emitter, node) if function else _unknown(emitter, node, options)
     for value, result in zip(node.outputs, results, strict=False):
         if value is not None and result is not None:
             emitter.define(value, result)
 
 
-def _unknown(emitter: Emitter, node: OnnxNode, options: ImportOptions) -> list[Value | None]:
+def _unknown(emitter: Emitter, node: OnnxNode, options: ImportOptions) -> Sequence[Value | None]:
     """An operator without a rule: by the record of its own name, else `unknown` on request."""
     kind = f"{node.domain or 'ai.onnx'}::{node.op_type}"
     record = _record_of(node)
@@ -172,13 +168,9 @@ def _unknown(emitter: Emitter, node: OnnxNode, options: ImportOptions) -> list[V
             f"node {node.name!r}{place}: operator {kind} has no translation; add a rule to "
             "importers/onnx_ops/ (and a record to graph_ir/ops/), or pass --allow-unknown"
         )
-    present = [i for i, v in enumerate(node.outputs) if v is not None]
-    types = [emitter.result_type(node, i) for i in present]
-    operands = [emitter.operand(v) for v in node.inputs if v is not None and v.sequence is None]
-    attrs = {"frontend": kind} if record is None else dict(node.attributes)
-    results = emitter.emit_all(node, record or "unknown", operands, types, attrs)
-    found = dict(zip(present, results, strict=True))
-    return [found.get(i) for i in range(len(node.outputs))]
+    if record is None:
+        return by_bytes(emitter, node)
+    return as_record(emitter, node, record, node.attributes)
 
 
 def _record_of(node: OnnxNode) -> str | None:
@@ -190,6 +182,18 @@ def _record_of(node: OnnxNode) -> str | None:
         return None
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", node.op_type).lower()
     return name if name in all_ops() else None
+
+
+def _unknown_operators(graph: Graph) -> list[str]:
+    """A note on the operators of which only the bytes are counted."""
+    kinds = sorted({str(n.attrs["frontend"]) for n in graph.nodes if n.op == "unknown"})
+    if not kinds:
+        return []
+    rest = f" and {len(kinds) - _MAX_LISTED} more" if len(kinds) > _MAX_LISTED else ""
+    return [
+        f"Of {', '.join(kinds[:_MAX_LISTED])}{rest} only the bytes of operands and results are counted: "
+        "what they compute is not known."
+    ]
 
 
 def _size_of(inputs: Sequence[Value], meaning: str) -> int | None:

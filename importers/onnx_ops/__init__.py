@@ -7,50 +7,30 @@ no schema for the operator, `TYPE_RULES` of that module says its result types.
 
 from __future__ import annotations
 
-from importers.onnx_ops import (
-    attention,
-    channels_last,
-    contraction,
-    convolution,
-    elementwise,
-    finn,
-    machine_learning,
-    microsoft,
-    microsoft_attention,
-    microsoft_caches,
-    microsoft_experts,
-    microsoft_misc,
-    microsoft_quantized,
-    movement,
-    normalization,
-    quantized,
-    recurrent,
-    reduction,
-    signal,
-)
-from importers.onnx_ops.emitter import RULES, Emitter
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
 
-__all__ = ["RULES", "Emitter", "families"]
+from importers.onnx_ops.emitter import RULES, Emitter, Rule
+from importers.onnx_ops.foreign import rule_without_name
+from importers.onnx_values import OnnxNode
 
-families = (
-    attention,
-    channels_last,
-    contraction,
-    convolution,
-    elementwise,
-    finn,
-    machine_learning,
-    microsoft,
-    microsoft_attention,
-    microsoft_caches,
-    microsoft_experts,
-    microsoft_misc,
-    microsoft_quantized,
-    movement,
-    normalization,
-    quantized,
-    recurrent,
-    reduction,
-    signal,
-)
-"""The modules whose rules are registered."""
+__all__ = ["RULES", "TYPE_RULES", "Emitter", "rule_of"]
+
+# Importing a module registers its rules.
+_FAMILIES = [
+    import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)
+]
+
+TYPE_RULES: Mapping[tuple[str, str], Callable[[OnnxNode], Sequence[Any]]] = {
+    key: function
+    for family in _FAMILIES
+    for key, function in getattr(family, "TYPE_RULES", {}).items()
+}
+"""(domain, operator) -> types of its results, for operators that onnx has no schema for."""
+
+
+def rule_of(domain: str, op_type: str) -> Rule | None:
+    """The operator's rule, or that of its domain; None if it can only be `unknown` on request."""
+    return RULES.get((domain, op_type)) or rule_without_name(domain, op_type)

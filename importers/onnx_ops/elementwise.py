@@ -174,6 +174,10 @@ def variadic(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
 def prelu(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     """X where positive, else slope x."""
     x, slope, out = e.at(node, 0), e.at(node, 1, _weight(node, 1)), e.result_type(node)
+    rank = len(out.shape)
+    if node.version < 7 and len(slope.type.shape) == 1 and rank > 2:
+        # Before broadcasting was defined, slopes belonged to channels.
+        slope = e.reshape(node, slope, (*slope.type.shape, *[1] * (rank - 2)), "slope_view")
     positive = out.with_dtype(DType.BOOL)
     sign = e.emit(node, "greater", [x], positive, {"scalar": 0.0}, "positive")
     scaled = e.emit(node, "mul", [x, slope], out, None, "scaled")
