@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,11 @@ class MemoryUse:
     workspace: what else is alive at the peak (gradients of activations, gathered weights)."""
     saved_bytes: int
     """Activations that one micro-batch keeps from its forward to its backward pass."""
+    activations_bytes: tuple[float, ...] = field(default=(), repr=False, compare=False)
+    """What one micro-batch's forward pass made and still needs, at each node of the folded graph: in a
+    forward block at the last repetition, in a backward block at the first."""
+    workspace_bytes: tuple[float, ...] = field(default=(), repr=False, compare=False)
+    """What else is alive at each node."""
 
     @property
     def peak_bytes(self) -> int:
@@ -38,22 +43,21 @@ class MemoryUse:
         return sum(self.by_kind_bytes.values())
 
 
-def stage_memory(parts: Sequence[MemoryUse], in_flight: Sequence[float]) -> MemoryUse:
+def stage_memory(parts: Sequence[MemoryUse], held_bytes: float) -> MemoryUse:
     """The peak of a rank where several micro-batches wait for their backward pass.
 
     Args:
-        parts: what one micro-batch needs in each part (chunk) of the model that the rank holds.
-        in_flight: for each part, micro-batches between their passes, the one that is on its way
-            included; a fraction where a schedule advances one in portions of the part.
+        parts: what one micro-batch needs in each part of the model that the rank holds.
+        held_bytes: what micro-batches between their passes keep when that is most, the one that is on
+            its way included.
     """
     kinds = {kind: sum(use.by_kind_bytes[kind] for use in parts) for kind in KINDS}
     # One micro-batch is on its way, in the part where that takes most; the others only wait.
     passing = max(parts, key=_passing_bytes)
-    held = sum(use.saved_bytes * n for use, n in zip(parts, in_flight, strict=True))
     kinds["activations"] = passing.by_kind_bytes["activations"]
-    kinds["activations"] += max(round(held) - passing.saved_bytes, 0)
+    kinds["activations"] += max(round(held_bytes) - passing.saved_bytes, 0)
     kinds["workspace"] = passing.by_kind_bytes["workspace"]
-    return MemoryUse(kinds, sum(use.saved_bytes for use in parts))
+    return replace(passing, by_kind_bytes=kinds, saved_bytes=sum(use.saved_bytes for use in parts))
 
 
 def _passing_bytes(use: MemoryUse) -> int:
@@ -76,7 +80,9 @@ def memory_use(graph: Graph, inner: Iterable[Value] = frozenset()) -> MemoryUse:
     peak = int(np.argmax(profile))
     kinds["activations"] = round(float(forward_made[peak]))
     kinds["workspace"] = round(float(profile[peak] - forward_made[peak]))
-    return MemoryUse(kinds, saved)
+    return MemoryUse(
+        kinds, saved, tuple(forward_made.tolist()), tuple((profile - forward_made).tolist())
+    )
 
 
 def backward_start(graph: Graph) -> int:
@@ -103,7 +109,7 @@ class _Walk:
                 # The argument of repetition i is the result of repetition i - 1.
                 self.root[carry.argument] = carry.result
         for node in graph.nodes:
-            shared = _storage_of(node)
+            shared = storage_of(node)
             for i, value in enumerate(node.outputs):
                 self.root[value] = value
                 if shared is not None and (i == 0 or node.definition.is_view(node)):
@@ -225,7 +231,7 @@ class _Walk:
         line[away.stop] -= size * (copies - 1)
 
 
-def _storage_of(node: Node) -> Value | None:
+def storage_of(node: Node) -> Value | None:
     """The operand whose memory the node's result shares, if any."""
     definition = node.definition
     if definition.is_view(node) and definition.view_of is not None:

@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from opbound._version import __version__
+from opbound.experts import routing_notes
+from opbound.memory_line import memory_profile
 from opbound.options import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS, Options
 from opbound.pricing import PricedStep, price_step
 from opbound.timeline_events import timeline_events
 from opbound.workload import workload_of
-from reports import CostedNode, Report, StepTimes, TimelineEvent, build_report
+from reports import CostedNode, MemoryProfile, Report, StepTimes, TimelineEvent, build_report
 
 if TYPE_CHECKING:
     from importers import ImportedModel
@@ -92,6 +94,7 @@ class Analysis:
             step.model_flops,
             events,
             step.time_without,
+            memory_profile(step.cost),
         )
 
     def generation(self) -> Report:
@@ -132,7 +135,7 @@ class Analysis:
         from importers import load
 
         self.progress(f"importing the model for {mode}")
-        return load(
+        found = load(
             self.model,
             batch=self.workload.traced,
             sequence=sequence,
@@ -147,6 +150,7 @@ class Analysis:
             allow_unknown=self.options.allow_unknown,
             example_inputs=self.example_inputs,
         )
+        return replace(found, notes=(*found.notes, *routing_notes(found.graph, self.options)))
 
     def _price(self, imported: ImportedModel) -> PricedStep:
         return price_step(
@@ -167,6 +171,7 @@ class Analysis:
         model_flops: int,
         events: list[TimelineEvent],
         reprice: Callable[[str], float],
+        profile: MemoryProfile | None = None,
     ) -> Report:
         from opbound.provenance import (
             coverage_of,
@@ -181,7 +186,7 @@ class Analysis:
             rows,
             opbound_version=__version__,
             model=model_info(imported, self.options, microbatches),
-            hardware=hardware_info(self.hardware, imported.graph),
+            hardware=hardware_info(self.hardware, imported.graph, rows),
             strategy=strategy_info(self.options, microbatches),
             mode=self.options.mode,
             coverage=coverage_of(imported.graph.nodes),
@@ -189,6 +194,7 @@ class Analysis:
             parameters=parameter_count(imported.graph),
             capacity_bytes=round(self.hardware.main_memory.capacity_bytes),
             memory_by_kind_bytes=memory_by_kind_bytes,
+            memory_profile=profile,
             model_flops=model_flops,
             timeline=events,
             reprice=reprice,

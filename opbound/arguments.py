@@ -23,6 +23,7 @@ from opbound.options import (
 from opbound.parser import Parser
 
 FORMATS = ("table", "json", "csv", "markdown")
+REPORT_FORMATS = (*FORMATS, "html", "trace")
 
 _EXAMPLES = """\
 examples:
@@ -188,7 +189,7 @@ def _add_strategy(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--schedule",
         default="1f1b",
-        metavar="gpipe|1f1b|interleaved:V",
+        metavar="1f1b|gpipe|interleaved:V|zb-h1|zb-v|dualpipe",
         help="order of a pipeline's work (default: %(default)s)",
     )
     group.add_argument(
@@ -206,6 +207,14 @@ def _add_execution(group: argparse._ArgumentGroup) -> None:
         help="one kernel per operator, or chains fused (default: %(default)s)",
     )
     group.add_argument(
+        "--expert-imbalance",
+        type=_ratio,
+        default=1.0,
+        metavar="F",
+        help="mixture of experts: tokens of the busiest expert (of the busiest rank, with ep) over the "
+        "mean (default: 1, balanced)",
+    )
+    group.add_argument(
         "--allow-unknown",
         action="store_true",
         help="report operators without a record as `unknown` in place of stopping",
@@ -214,7 +223,7 @@ def _add_execution(group: argparse._ArgumentGroup) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
+    group.add_argument("--format", choices=REPORT_FORMATS, default="table", help="default: %(default)s")
     _add_file(group)
     group.add_argument(
         "--top",
@@ -293,6 +302,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         recompute=arguments.recompute,
         optimizer=arguments.optimizer,
         execution=arguments.execution,
+        expert_imbalance=arguments.expert_imbalance,
         allow_unknown=arguments.allow_unknown,
         **answers_of(arguments),
     )
@@ -302,3 +312,10 @@ def _size(text: str) -> int:
     if not (text.isdecimal() and text.isascii()) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def _ratio(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error

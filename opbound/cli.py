@@ -98,6 +98,8 @@ def _write(report: Report, arguments: argparse.Namespace, output: Output) -> Non
         output.write(report.to_csv(top=top))
     elif arguments.format == "markdown":
         output.write(report.to_markdown(top=top))
+    elif arguments.format == "html":
+        output.write(report.to_html())
     elif output.is_terminal:
         output.show_table(report, top)
     else:

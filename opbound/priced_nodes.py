@@ -41,6 +41,7 @@ def costed_node(
         utilization=cost.utilization,
         terms_s=dict(cost.terms),
         instances=tuple(map(Instance, node.instances, node.instance_modules)),
+        axis=node.attrs.get("axis") if node.phase == "communication" else None,
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graph_ir.tensor_type import DType
 from opbound.options import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS, Options
-from reports import Coverage, HardwareInfo, ModelInfo, StrategyInfo
+from reports import Ceiling, CostedNode, Coverage, HardwareInfo, ModelInfo, StrategyInfo
 
 if TYPE_CHECKING:
     from costing.hardware import Hardware
@@ -73,8 +73,29 @@ def peak_flops_per_s(hardware: Hardware, graph: Graph) -> float:
     return sum(work.values()) / ideal_s
 
 
-def hardware_info(hardware: Hardware, graph: Graph) -> HardwareInfo:
-    """The machine, with the hash of the very file that was read."""
+def ceilings_of(hardware: Hardware, rows: Sequence[CostedNode]) -> list[Ceiling]:
+    """What bounds the rows from above: the engines they use at their dtypes, all memories, all links."""
+    ceilings: dict[str, Ceiling] = {}
+    for engine in hardware.engines:
+        labels = dict.fromkeys(d for row in rows if row.engine == engine.name for d in row.dtypes)
+        for dtype in map(DType.parse, labels):
+            if engine.supports(dtype) and dtype.is_float:
+                name = f"{engine.name} {dtype.label}"
+                ceilings[name] = Ceiling(name=name, kind="compute", per_s=engine.sustained(dtype))
+    for level in hardware.memory:
+        per_s = level.sustained_bytes_per_s
+        ceilings[level.name] = Ceiling(name=level.name, kind="memory", per_s=per_s)
+    if any(row.bytes_communicated for row in rows):
+        for link in hardware.links:
+            per_s = link.bandwidth_bytes_per_s * max(p.efficiency for p in link.protocols)
+            ceilings[link.name] = Ceiling(name=link.name, kind="network", per_s=per_s)
+    return list(ceilings.values())
+
+
+def hardware_info(
+    hardware: Hardware, graph: Graph, rows: Sequence[CostedNode] = ()
+) -> HardwareInfo:
+    """The machine, with the hash of the very file that was read and the ceilings of `rows`."""
     path = Path(hardware.path)
     shipped = path.parent.name == "hardware_specs"
     return HardwareInfo(
@@ -82,6 +103,7 @@ def hardware_info(hardware: Hardware, graph: Graph) -> HardwareInfo:
         file=path.name if shipped else str(path),
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         peak_flops_per_s=peak_flops_per_s(hardware, graph),
+        ceilings=tuple(ceilings_of(hardware, rows)),
     )
 
 

@@ -6,9 +6,11 @@
 from reports.build import CostedNode, StepTimes, build_report
 from reports.conclusions import lift
 from reports.report import (
+    Ceiling,
     Coverage,
     HardwareInfo,
     Instance,
+    MemoryProfile,
     MemoryUse,
     ModelInfo,
     OpRow,
@@ -19,10 +21,12 @@ from reports.report import (
 )
 
 __all__ = [
+    "Ceiling",
     "CostedNode",
     "Coverage",
     "HardwareInfo",
     "Instance",
+    "MemoryProfile",
     "MemoryUse",
     "ModelInfo",
     "OpRow",

@@ -15,6 +15,7 @@ from reports.report import (
     Coverage,
     HardwareInfo,
     Instance,
+    MemoryProfile,
     MemoryUse,
     ModelInfo,
     OpRow,
@@ -55,6 +56,8 @@ class CostedNode:
     terms_s: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     instances: tuple[Instance, ...] = ()
     """The nodes folded into this one; empty where it stands for itself."""
+    axis: str | None = None
+    """Mesh axis of a collective."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +86,7 @@ def build_report(
     parameters: int,
     capacity_bytes: int,
     memory_by_kind_bytes: Mapping[str, int],
+    memory_profile: MemoryProfile | None = None,
     model_flops: int | None = None,
     timeline: Iterable[TimelineEvent] = (),
     reprice: Callable[[str], float] | None = None,
@@ -101,6 +105,7 @@ def build_report(
         parameters: elements in all parameters of the whole model.
         capacity_bytes: memory of one device.
         memory_by_kind_bytes: memory of the fullest device at its peak, by kind.
+        memory_profile: the same device's memory over the time of one micro-batch.
         model_flops: FLOPs of the whole model's forward and backward pass over all devices, for MFU;
             None takes them from the rows, as if every device did what the busiest one does.
         timeline: the simulated step, piece by piece.
@@ -113,7 +118,7 @@ def build_report(
     if not nodes:
         raise OpboundError("the model has no operators: there is nothing to report")
     rows = fold_rows(_row(node, times.step_time_s) for node in nodes)
-    memory = _memory(memory_by_kind_bytes, capacity_bytes)
+    memory = _memory(memory_by_kind_bytes, capacity_bytes, memory_profile)
     totals = _totals(rows, times, parameters, hardware, strategy, model_flops)
     parts = StepParts(
         rows=rows,
@@ -160,10 +165,13 @@ def _row(node: CostedNode, step_time_s: float) -> OpRow:
         utilization=node.utilization,
         terms_s={bound: term_s * node.count for bound, term_s in node.terms_s.items()},
         instances=node.instances,
+        axis=node.axis,
     )
 
 
-def _memory(by_kind_bytes: Mapping[str, int], capacity_bytes: int) -> MemoryUse:
+def _memory(
+    by_kind_bytes: Mapping[str, int], capacity_bytes: int, profile: MemoryProfile | None
+) -> MemoryUse:
     strange = sorted(set(by_kind_bytes) - set(MEMORY_KINDS))
     if strange:
         raise OpboundError(f"unknown kinds of memory: {', '.join(strange)}")
@@ -174,6 +182,7 @@ def _memory(by_kind_bytes: Mapping[str, int], capacity_bytes: int) -> MemoryUse:
         capacity_bytes=capacity_bytes,
         fits=peak_bytes <= capacity_bytes,
         by_kind_bytes=by_kind,
+        profile=profile,
     )
 
 

@@ -24,11 +24,11 @@ _SYNTAX = re.compile(r"([\\`*_{}\[\]<>#|~&!@])")
 def render_markdown(report: Report, *, top: int | None = None) -> str:
     """The report as Markdown tables; names from the model are escaped."""
     rows = busiest_first(report.operators, top)
-    parts = [f"## opbound: {escape(plain_text(report.model.name))}", _pairs(header_lines(report))]
+    parts = [f"## opbound: {escape(plain_text(report.model.name))}", markdown_pairs(header_lines(report))]
     parts += ["### Conclusions", "\n".join(f"- {escape(s)}" for s in report.totals.conclusions)]
-    parts += ["### Operators", _table(operator_cells(rows)), *left_out_line(report, rows)]
-    parts += ["### Time", _table(totals_cells(report)), _pairs(total_lines(report))]
-    parts += ["### Memory per device at its peak", _table(memory_cells(report))]
+    parts += ["### Operators", markdown_table(operator_cells(rows)), *left_out_line(report, rows)]
+    parts += ["### Time", markdown_table(totals_cells(report)), markdown_pairs(total_lines(report))]
+    parts += ["### Memory per device at its peak", markdown_table(memory_cells(report))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -37,11 +37,13 @@ def escape(text: str) -> str:
     return _SYNTAX.sub(r"\\\1", text)
 
 
-def _pairs(lines: list[tuple[str, str]]) -> str:
+def markdown_pairs(lines: list[tuple[str, str]]) -> str:
+    """Keys with their lines as a list."""
     return "\n".join(f"- {key}: {escape(value)}" for key, value in lines)
 
 
-def _table(cells: Cells) -> str:
+def markdown_table(cells: Cells) -> str:
+    """A table; what a cell holds is shown as it is."""
     rule = ["---:" if right else "---" for right in cells.right]
     lines = [cells.headers, rule, *([escape(cell) for cell in row] for row in cells.rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from pathlib import Path
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 """Version of the JSON form; the major number grows when a key changes its meaning or goes away."""
 
 FLOPS_CONVENTION = "1 multiply-add = 2 FLOPs"
@@ -78,6 +78,17 @@ class ModelInfo(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ceiling(Record):
+    """What no operator of the report can exceed: a roof or a slope of the roofline."""
+
+    name: str
+    kind: str
+    """`compute`, `memory` or `network`."""
+    per_s: float
+    """FLOPs of a compute ceiling, else bytes, per second: what real kernels sustain at best."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HardwareInfo(Record):
     """Which device or cluster the model was priced on."""
 
@@ -86,6 +97,8 @@ class HardwareInfo(Record):
     sha256: str
     peak_flops_per_s: float
     """Peak of one device's fastest engine in the model's dtype; what MFU divides by."""
+    ceilings: tuple[Ceiling, ...] = ()
+    """Of the engines and dtypes that the report's operators use, every memory level and every link."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +178,8 @@ class OpRow(Record):
     the operator's shape loses on top (partly filled tiles, idle processors)."""
     instances: tuple[Instance, ...] = ()
     """The nodes behind a group; empty for a single node."""
+    axis: str | None = None
+    """Mesh axis over which a collective goes; None for all other operators."""
 
     @property
     def label(self) -> str:
@@ -221,6 +236,16 @@ class Totals(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryProfile(Record):
+    """Memory of the fullest device while one micro-batch passes, as points of a line."""
+
+    time_s: tuple[float, ...]
+    """Busy time of the device since the step began."""
+    by_kind_bytes: Mapping[str, tuple[int, ...]]
+    """For each kind that changes, bytes at each time; the others stay what they are at the peak."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryUse(Record):
     """Memory of the fullest device at its peak."""
 
@@ -228,6 +253,8 @@ class MemoryUse(Record):
     capacity_bytes: int
     fits: bool
     by_kind_bytes: Mapping[str, int]
+    profile: MemoryProfile | None = None
+    """None in generation mode, where the steps' memory is almost constant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,6 +336,12 @@ class Report(Record):
         from reports.csv_rows import render_csv
 
         return render_csv(self, top=top)
+
+    def to_html(self) -> str:
+        """The report as one HTML file with charts, which needs no network."""
+        from reports.html_page import render_page
+
+        return render_page(self)
 
     def save(self, path: str | Path) -> None:
         """Writes the JSON form to a file."""

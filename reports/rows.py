@@ -35,6 +35,7 @@ def fold_rows(rows: Iterable[OpRow]) -> tuple[OpRow, ...]:
             row.dtypes,
             row.engine,
             row.bound,
+            row.axis,
         )
         groups.setdefault(key, []).append(row)
     return tuple(_merge(group) for group in groups.values())

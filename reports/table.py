@@ -68,18 +68,19 @@ def _lines(report: Report, top: int | None, width: int | None) -> list[str]:
     lines = [f"{key:<12}{value}" for key, value in header_lines(report)]
     cells = operator_cells(rows)
     fitting = _fit(cells, width) if width else cells
-    lines += ["", "Operators, the slowest first", _table(fitting)]
+    lines += ["", "Operators, the slowest first", text_table(fitting)]
     missing = [header for header in cells.headers if header not in fitting.headers]
     lines += [f"Too narrow for the columns {', '.join(missing)}."] if missing else []
     lines += left_out_line(report, rows)
-    lines += ["", "Time", _table(totals_cells(report))]
+    lines += ["", "Time", text_table(totals_cells(report))]
     lines += [f"{key:<12}{value}" for key, value in total_lines(report)]
-    lines += ["", "Memory per device at its peak", _table(memory_cells(report))]
+    lines += ["", "Memory per device at its peak", text_table(memory_cells(report))]
     lines += ["", "Conclusions", *report.totals.conclusions]
     return lines
 
 
-def _table(cells: Cells) -> str:
+def text_table(cells: Cells) -> str:
+    """A table in plain text."""
     from tabulate import tabulate
 
     return tabulate(

@@ -77,6 +77,6 @@ def test_a_model_of_views_takes_no_time(make_report, nodes):
 
 def test_records_read_like_their_json(report):
     assert report["totals"]["flops"] == report.totals.flops
-    assert set(dict(report.memory)) == {"peak_bytes", "capacity_bytes", "fits", "by_kind_bytes"}
+    assert set(dict(report.memory)) >= {"peak_bytes", "capacity_bytes", "fits", "by_kind_bytes"}
     with pytest.raises(KeyError):
         report["label"]
