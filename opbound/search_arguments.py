@@ -1,0 +1,58 @@
+"""Options of `analyze` that ask another question than what each operator costs, and their pages."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from graph_ir.errors import OpboundError
+
+if TYPE_CHECKING:
+    from opbound.analysis import Progress
+    from reports.pages import Page
+
+PAGES = ("place",)
+
+
+def add_search_options(group: argparse._ArgumentGroup) -> None:
+    """Adds --place to a group of options."""
+    group.add_argument(
+        "--place",
+        metavar="devices=N",
+        help="put whole operators on N devices so that the last one ends as early as can be; "
+        "method=greedy takes the list schedule, seconds=S (60) limits the exact search",
+    )
+
+
+def page_wanted(arguments: argparse.Namespace) -> bool:
+    """Whether the arguments ask for a page of their own."""
+    return any(getattr(arguments, name, None) is not None for name in PAGES)
+
+
+def write_page(arguments: argparse.Namespace) -> int:
+    """Writes the page that is asked for, and returns the exit code.
+
+    Raises:
+        OpboundError: if the model, the hardware or an option cannot be used.
+    """
+    from opbound.arguments import FORMATS
+    from opbound.output import Output
+    from opbound.progress import progress
+
+    if arguments.format not in FORMATS:
+        raise OpboundError(
+            f"--place has no --format {arguments.format}; choose one of {', '.join(FORMATS)}"
+        )
+    with Output(arguments.output) as output, progress() as say:
+        output.write(_page(arguments, say).to(arguments.format))
+    return 0
+
+
+def _page(arguments: argparse.Namespace, say: Progress) -> Page:
+    from opbound.arguments import options_of
+    from opbound.placement import parse_place, placed
+    from reports.placement import placement_page
+
+    request = parse_place(arguments.place)
+    report = placed(arguments.model, options_of(arguments), request, say)
+    return placement_page(report, arguments.top)
