@@ -7,229 +7,33 @@ the copy before it produced. No name is looked at, so the layers of an ONNX file
 
 from __future__ import annotations
 
-import itertools
+import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 from graph_ir.graph import Block, Carry, Graph, Node, Value
+from graph_ir.repeats import Run, Wiring, repeated_runs
 
 _NUMBER = re.compile(r"(\d+)")
-MIN_NODES_SAVED = 2
 
 
 def name_pattern(names: Sequence[str]) -> str:
     """One name for many: `layers.0.fc`, `layers.1.fc` -> `layers.[0-1].fc`."""
-    parts = [_NUMBER.split(name) for name in names]
+    common = os.path.commonprefix(list(names)).rstrip("0123456789")  # noqa: RUF071  (no paths)
+    # Numbers stand at the odd places.
+    parts = [_NUMBER.split(name[len(common) :]) for name in names]
     if len({len(p) for p in parts}) != 1:
         return names[0]
-    joined = []
-    for column in zip(*parts, strict=True):
+    joined = [common]
+    for place, column in enumerate(zip(*parts, strict=True)):
         if len(set(column)) == 1:
             joined.append(column[0])
-        elif all(c.isdigit() for c in column):
+        elif place % 2:
             joined.append(f"[{column[0]}-{column[-1]}]")
         else:
             return names[0]
     return "".join(joined)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """`count` copies of `period` nodes from index `start` on."""
-
-    start: int
-    period: int
-    count: int
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.period * self.count
-
-
-@dataclass
-class _Wiring:
-    """How the copies of a run hang together."""
-
-    carries: dict[tuple[Value, Value], None]
-    """(what the first copy reads, what the first copy produces for the second), in order."""
-    stacked: dict[Value, int]
-    """Inputs of the first copy that stand for one per copy."""
-    slots: dict[tuple[int, int], tuple[Value, Value]]
-    """(node offset, operand index) -> its carry."""
-    collected: set[Value]
-
-
-class _Folder:
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.nodes = graph.nodes
-        ids: dict[object, int] = {}
-        self.signature = [ids.setdefault(node.signature, len(ids)) for node in graph.nodes]
-        self.place = {v: (i, k) for i, n in enumerate(graph.nodes) for k, v in enumerate(n.outputs)}
-        self.reads: dict[Value, list[int]] = defaultdict(list)
-        for i, node in enumerate(graph.nodes):
-            for value in node.inputs:
-                self.reads[value].append(i)
-        self.returned = set(graph.outputs)
-
-    def runs(self, low: int, high: int) -> list[tuple[_Run, _Wiring]]:
-        """Disjoint foldable runs among nodes low..high, in order."""
-        for run in self._candidates(low, high):
-            found = self._align(run)
-            if found is not None:
-                return [
-                    *self.runs(low, found[0].start),
-                    found,
-                    *self.runs(found[0].stop, high),
-                ]
-        return []
-
-    def _candidates(self, low: int, high: int) -> Iterator[_Run]:
-        """Longest runs of equal signatures at a fixed distance, those that save most nodes first."""
-        positions: dict[int, list[int]] = defaultdict(list)
-        for i in range(low, high):
-            positions[self.signature[i]].append(i)
-        votes: Counter[int] = Counter()
-        for places in positions.values():
-            for a, b in itertools.pairwise(places):
-                votes[b - a] += 1
-            steps = {b - a for a, b in itertools.pairwise(places)}
-            # An operator that occurs several times per layer repeats at the sum of its distances.
-            if 1 < len(steps) <= 16 and len(places) > 4:
-                for width in range(2, min(len(places) // 2, 16)):
-                    total = Counter(
-                        b - a for a, b in zip(places, places[width:], strict=False)
-                    ).most_common(1)[0]
-                    votes[total[0]] += total[1]
-        found: list[_Run] = []
-        for period, _ in votes.most_common(48):
-            start = None
-            for i in range(low, high - period + 1):
-                same = i + period < high and self.signature[i] == self.signature[i + period]
-                if same and start is None:
-                    start = i
-                elif not same and start is not None:
-                    length = i - start + period
-                    if length // period >= 2:
-                        found.append(_Run(start, period, length // period))
-                    start = None
-        saved = sorted(found, key=lambda r: (r.count - 1) * r.period, reverse=True)
-        for run in saved:
-            if (run.count - 1) * run.period >= MIN_NODES_SAVED:
-                yield run
-
-    def _align(self, run: _Run) -> tuple[_Run, _Wiring] | None:
-        """Rotates a run to the cut that hands on the fewest bytes, and checks the wiring."""
-        best: tuple[tuple[int, int], _Run, _Wiring] | None = None
-        limit = run.start
-        while (
-            limit + run.period * run.count < len(self.nodes)
-            and self.signature[limit] == self.signature[limit + run.period * (run.count - 1)]
-            and limit < run.start + run.period - 1
-        ):
-            limit += 1
-        for start in range(run.start, min(limit, run.start + run.period - 1) + 1):
-            for count in (run.count, run.count - 1):
-                if count < 2:
-                    continue
-                aligned = _Run(start, run.period, count)
-                if not self._equal(aligned):
-                    continue
-                wiring = self._wiring(aligned)
-                if wiring is None:
-                    continue
-                handed = sum(result.type.bytes for _, result in wiring.carries)
-                rank = (count * -run.period, handed)
-                if best is None or rank < best[0]:
-                    best = (rank, aligned, wiring)
-                break
-        return None if best is None else best[1:]
-
-    def _equal(self, run: _Run) -> bool:
-        if run.stop > len(self.nodes):
-            return False
-        s, p = self.signature, run.period
-        return all(
-            s[run.start + i] == s[run.start + k * p + i]
-            for k in range(1, run.count)
-            for i in range(p)
-        )
-
-    def _wiring(self, run: _Run) -> _Wiring | None:
-        """How the copies are wired, or None if they are not wired alike."""
-        wiring = _Wiring({}, {}, {}, set())
-        for offset in range(run.period):
-            for slot in range(len(self.nodes[run.start + offset].inputs)):
-                if not self._slot(run, offset, slot, wiring):
-                    return None
-        if not self._outputs_stay(run, wiring):
-            return None
-        return wiring
-
-    def _slot(self, run: _Run, offset: int, slot: int, wiring: _Wiring) -> bool:
-        values = [
-            self.nodes[run.start + k * run.period + offset].inputs[slot] for k in range(run.count)
-        ]
-        first, second = values[0], values[1]
-        if all(v is first for v in values):
-            return first not in self.place or self.place[first][0] < run.start
-        if first not in self.place and second not in self.place:
-            return self._stack(run, values, wiring)
-        if second not in self.place:
-            return False
-        index, output = self.place[second]
-        copy = (index - run.start) // run.period
-        relative = all(
-            self.place.get(values[k]) == (index + (k - 1) * run.period, output)
-            for k in range(1, run.count)
-        )
-        if not relative:
-            return False
-        if copy == 1 and run.start <= index < run.stop:
-            return self.place.get(first) == (index - run.period, output)
-        if copy != 0 or index < run.start:
-            return False
-        if first in self.place and self.place[first][0] >= run.start:
-            return False
-        key = (first, second)
-        wiring.carries.setdefault(key)
-        wiring.slots[offset, slot] = key
-        return True
-
-    def _stack(self, run: _Run, values: list[Value], wiring: _Wiring) -> bool:
-        """Weights of each copy: distinct inputs that only their own copy reads."""
-        if len(set(values)) != len(values) or len({v.kind for v in values}) != 1:
-            return False
-        for k, value in enumerate(values):
-            low = run.start + k * run.period
-            if any(not low <= i < low + run.period for i in self.reads[value]):
-                return False
-            if value in self.returned:
-                return False
-        return wiring.stacked.setdefault(values[0], id(values[1])) == id(values[1])
-
-    def _outputs_stay(self, run: _Run, wiring: _Wiring) -> bool:
-        """What a copy produces is read by itself and the next copy; the last one's by anyone."""
-        handed = {result for _, result in wiring.carries}
-        for offset in range(run.period):
-            for output, value in enumerate(self.nodes[run.start + offset].outputs):
-                leaves = 0
-                for k in range(run.count):
-                    low = run.start + k * run.period
-                    copy = self.nodes[low + offset].outputs[output]
-                    leaves += copy in self.returned
-                    if k == run.count - 1:
-                        continue
-                    reach = low + run.period * (2 if value in handed else 1)
-                    if any(not low <= i < reach for i in self.reads[copy]):
-                        return False
-                if leaves == run.count:
-                    wiring.collected.add(value)
-                elif leaves and not (leaves == 1 and copy in self.returned):
-                    return False
-        return True
 
 
 def fold(graph: Graph) -> Graph:
@@ -242,8 +46,7 @@ def fold(graph: Graph) -> Graph:
         A graph with the same meaning; its `blocks` list what was folded. Equal to `graph` if nothing
         repeats.
     """
-    folder = _Folder(graph)
-    runs = folder.runs(0, len(graph.nodes))
+    runs = repeated_runs(graph)
     if not runs:
         return graph
     rename: dict[Value, Value] = {}
@@ -310,7 +113,7 @@ def _rewired(node: Node, rename: dict[Value, Value]) -> Node:
 
 
 def _stack_inputs(
-    graph: Graph, run: _Run, wiring: _Wiring, rename: dict[Value, Value], dropped: set[Value]
+    graph: Graph, run: Run, wiring: Wiring, rename: dict[Value, Value], dropped: set[Value]
 ) -> None:
     """Lets the first copy's weights stand for those of all copies."""
     for offset in range(run.period):
