@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from costing.backward_split import deferred_bytes, weight_gradient_nodes
 from costing.hardware import Hardware
 from costing.kernels import Group, eager_groups, inner_values, price_graph
 from costing.memory import MemoryUse, memory_use, stage_memory
 from costing.node_cost import NodePricer
 from costing.op_cost import OpCost
-from costing.schedule import PipelineTimeline, Schedule, simulate
-from costing.timeline import StageTimes, late_sends, stage_times
+from costing.pipeline_timeline import PassSeconds, PipelineTimeline, StageSeconds, simulate
+from costing.pipeline_work import BACKWARD, FORWARD, INPUT, WEIGHT
+from costing.schedule import Schedule
+from costing.timeline import PassTime, StageTimes, late_sends, once_per_step, stage_times
 from graph_ir.graph import Graph, Node
 
 
 @dataclass(frozen=True)
 class PartCost:
-    """What a rank's graph costs: a pipeline stage, or one of the chunks it holds."""
+    """What the graph of one pipeline stage costs on one of its ranks."""
 
     graph: Graph
     costs: dict[Node, OpCost]
     times: StageTimes
     memory: MemoryUse
     """Of one micro-batch."""
+    deferred_bytes: int = 0
+    """What one micro-batch keeps for the gradients of weights, where a schedule puts them off."""
+    runs: int = 1
+    """Micro-batches that the rank takes through this stage in a step."""
 
 
 @dataclass(frozen=True)
@@ -32,28 +39,28 @@ class StepCost:
 
     step_time_s: float
     compute_s: float
-    """Time in which the busiest stage computes."""
+    """Time in which the busiest rank computes."""
     exposed_communication_s: float
-    """Time in which the busiest stage waits for a collective."""
+    """Time in which the busiest rank waits for a collective."""
     bubble_fraction: float
-    """Share of the step in which the busiest stage waits for another stage."""
+    """Share of the step in which the busiest rank waits for another stage."""
     busiest: int
-    """Index of the stage that works longest."""
+    """Index of the pipeline rank that works longest."""
     stages: tuple[tuple[PartCost, ...], ...]
-    """The parts of each stage."""
+    """Of each rank along the pipeline, the stages that it holds."""
     pipeline: PipelineTimeline
     memory: tuple[MemoryUse, ...]
-    """Of each stage."""
+    """Of each rank along the pipeline."""
 
     @property
     def fullest(self) -> int:
-        """Index of the stage with the highest peak of memory."""
+        """Index of the rank with the highest peak of memory."""
         peaks = [use.peak_bytes for use in self.memory]
         return peaks.index(max(peaks))
 
 
 def step_cost(
-    stages: Sequence[Sequence[Graph]],
+    stages: Sequence[Graph],
     hardware: Hardware,
     schedule: Schedule,
     microbatches: int = 1,
@@ -63,9 +70,9 @@ def step_cost(
     """Prices one step.
 
     Args:
-        stages: of each pipeline stage, one rank's graph for one micro-batch: one for all its layers
-            (which the schedule shares out evenly among its chunks) or one per chunk. Equal ones may
-            be the same object, priced once.
+        stages: one rank's graph for one micro-batch of every pipeline stage, in model order; where the
+            schedule gives a rank several stages, there are as many more. Equal ones may be the same
+            object, priced once.
         hardware: the device.
         schedule: pipeline schedule.
         microbatches: per step and data-parallel replica.
@@ -74,28 +81,31 @@ def step_cost(
 
     Raises:
         HardwareError: if the device cannot run a node or the mesh does not fit its links.
-        MeshError: if the schedule does not fit the micro-batches.
+        MeshError: if the schedule does not fit the stages or the micro-batches.
     """
     pricer = pricer or NodePricer(hardware)
-    graphs = list(dict.fromkeys(graph for stage in stages for graph in stage))
-    late = late_sends(graphs)
-    known = {graph: part_cost(graph, hardware, groups, pricer, late) for graph in graphs}
-    parts = tuple(tuple(known[graph] for graph in stage) for stage in stages)
+    late = late_sends(stages)
+    apart = schedule.parts_backward
+    known = {
+        graph: part_cost(graph, hardware, groups, pricer, late, apart)
+        for graph in dict.fromkeys(stages)
+    }
+    seconds = {graph: _stage_seconds(part) for graph, part in known.items()}
     pipeline = simulate(
-        schedule,
-        [_chunk_times([p.times.forward.time_s for p in stage]) for stage in parts],
-        [_chunk_times([p.times.backward.time_s for p in stage]) for stage in parts],
-        microbatches,
-        max(_transfer_s(part) for part in known.values()),
+        schedule, [seconds[g] for g in stages], len(stages) // schedule.chunks, microbatches
     )
-    tails = [_tail_s(stage) for stage in parts]
+    parts = tuple(
+        tuple(
+            replace(known[stages[stage]], runs=runs)
+            for stage, runs in zip(row, pipeline.runs(rank), strict=True)
+        )
+        for rank, row in enumerate(pipeline.layout)
+    )
+    tails = [_tail_s(row) for row in parts]
     work = [b + tail for b, tail in zip(pipeline.busy_s, tails, strict=True)]
-    ends = [0.0] * len(stages)
-    for event in pipeline.events:
-        ends[event.stage] = max(ends[event.stage], event.end_s)
-    step_s = max(end + tail for end, tail in zip(ends, tails, strict=True))
+    step_s = max(end + tail for end, tail in zip(pipeline.ends_s, tails, strict=True))
     busiest = work.index(max(work))
-    exposed = _exposed_s(parts[busiest], microbatches)
+    exposed = max(work[busiest] - _compute_s(parts[busiest]), 0.0)
     bubble_s = max(step_s - work[busiest], 0.0)
     return StepCost(
         step_time_s=step_s,
@@ -105,10 +115,7 @@ def step_cost(
         busiest=busiest,
         stages=parts,
         pipeline=pipeline,
-        memory=tuple(
-            _memory(stage, held, schedule.chunks)
-            for stage, held in zip(parts, pipeline.in_flight, strict=True)
-        ),
+        memory=tuple(_memory(row, pipeline, rank) for rank, row in enumerate(parts)),
     )
 
 
@@ -118,46 +125,64 @@ def part_cost(
     groups: Callable[[Graph], Sequence[Group]] = eager_groups,
     pricer: NodePricer | None = None,
     late: frozenset[str] = frozenset(),
+    apart: bool = False,
 ) -> PartCost:
     """Prices one rank's graph on its own: every node, the streams, the memory.
 
-    `late` names the `send` nodes that serve another stage's update (`timeline.late_sends`).
+    Args:
+        graph: of one micro-batch on one rank.
+        hardware: the device.
+        groups: says which nodes of a graph run as one kernel.
+        pricer: keeps prices between calls.
+        late: names the `send` nodes that serve another stage's update (`timeline.late_sends`).
+        apart: whether the gradients of weights may run apart from the rest of the backward pass.
     """
     kernels = groups(graph)
     costs = price_graph(graph, hardware, kernels, pricer)
-    memory = memory_use(graph, inner_values(graph, kernels))
-    return PartCost(graph, costs, stage_times(graph, costs, late), memory)
+    inner = inner_values(graph, kernels)
+    memory = memory_use(graph, inner)
+    if not apart:
+        return PartCost(graph, costs, stage_times(graph, costs, late), memory)
+    weights = weight_gradient_nodes(graph, once_per_step(graph, late))
+    times = stage_times(graph, costs, late, weights)
+    return PartCost(graph, costs, times, memory, deferred_bytes(graph, weights, inner))
 
 
-def _chunk_times(seconds: list[float]) -> float | list[float]:
-    return seconds[0] if len(seconds) == 1 else seconds
+def _stage_seconds(part: PartCost) -> StageSeconds:
+    """The passes of one micro-batch through a stage; without training only the forward one."""
+    times = part.times
+    passes = {FORWARD: _seconds(part, times.forward, "forward")}
+    if times.backward.time_s > 0:
+        passes[BACKWARD] = _seconds(part, times.backward, "backward")
+        inputs, weights = times.apart or (times.backward, PassTime(0.0, 0.0))
+        passes[INPUT] = _seconds(part, inputs, "backward")
+        passes[WEIGHT] = _seconds(part, weights, "")
+    return passes
 
 
-def _tail_s(stage: Sequence[PartCost]) -> float:
-    """What follows a stage's last pass: the rest of its first chunk's gradients, and the update."""
-    return stage[0].times.tail_s + sum(part.times.optimizer.time_s for part in stage)
-
-
-def _exposed_s(stage: Sequence[PartCost], microbatches: int) -> float:
-    times = [part.times for part in stage]
-    per_microbatch = sum(t.forward.exposed_s + t.backward.exposed_s for t in times)
-    update = sum(t.optimizer.exposed_s for t in times)
-    return microbatches * per_microbatch + times[0].tail_s + update
-
-
-def _memory(stage: Sequence[PartCost], held: Sequence[int], chunks: int) -> MemoryUse:
-    uses = [part.memory for part in stage]
-    if len(uses) == 1:
-        # One graph stands for all chunks: a micro-batch in one chunk saves its share of it.
-        return stage_memory(uses, [sum(held) / chunks])
-    return stage_memory(uses, held)
-
-
-def _transfer_s(part: PartCost) -> float:
-    """Time to hand one micro-batch on: activations forward or gradients back, the slower of both."""
-    by_pass = {"forward": 0.0, "backward": 0.0}
+def _seconds(part: PartCost, run: PassTime, direction: str) -> PassSeconds:
+    sent = 0.0
     for node, cost in part.costs.items():
         if node.op == "send" and node not in part.times.once:
-            direction = "forward" if node.during == "forward" else "backward"
-            by_pass[direction] += cost.time_s * node.count
-    return max(by_pass.values())
+            during = "forward" if node.during == "forward" else "backward"
+            sent += cost.time_s * node.count if during == direction else 0.0
+    return PassSeconds(run.time_s, run.compute_s, run.communication_s, sent)
+
+
+def _tail_s(row: Sequence[PartCost]) -> float:
+    """What follows a rank's last pass: the rest of its first stage's gradients, and the update."""
+    return row[0].times.tail_s + sum(part.times.optimizer.time_s for part in row)
+
+
+def _compute_s(row: Sequence[PartCost]) -> float:
+    return sum(
+        part.runs * (part.times.forward.compute_s + part.times.backward.compute_s)
+        + part.times.optimizer.compute_s
+        for part in row
+    )
+
+
+def _memory(row: Sequence[PartCost], pipeline: PipelineTimeline, rank: int) -> MemoryUse:
+    uses = [part.memory for part in row]
+    saved = [use.saved_bytes for use in uses]
+    return stage_memory(uses, pipeline.held(rank, saved, [part.deferred_bytes for part in row]))

@@ -39,6 +39,8 @@ class PassTime:
     compute_s: float
     """Time in which the compute stream works."""
     spans: tuple[Span, ...] = ()
+    communication_s: float = 0.0
+    """Time in which the communication stream works."""
 
     @property
     def exposed_s(self) -> float:
@@ -60,6 +62,9 @@ class StageTimes:
     """The update, with what is communicated after it."""
     once: frozenset[Node]
     """Nodes that run once per step, not once per micro-batch."""
+    apart: tuple[PassTime, PassTime] | None = None
+    """The backward pass in two, where the schedule parts them: what the stage before waits for, and the
+    gradients of weights."""
 
     @property
     def tail_s(self) -> float:
@@ -68,7 +73,10 @@ class StageTimes:
 
 
 def stage_times(
-    graph: Graph, costs: Mapping[Node, OpCost], late_sends: frozenset[str] = frozenset()
+    graph: Graph,
+    costs: Mapping[Node, OpCost],
+    late_sends: frozenset[str] = frozenset(),
+    weights: frozenset[Node] = frozenset(),
 ) -> StageTimes:
     """Simulates the forward pass, the backward pass and the update of one stage.
 
@@ -76,18 +84,25 @@ def stage_times(
         graph: of one micro-batch on one rank, folded or not.
         costs: of one application of each node.
         late_sends: see `once_per_step`.
+        weights: nodes that a schedule runs apart from the rest of the backward pass.
     """
     split = backward_start(graph)
     update = _update_nodes(graph)
     once = once_per_step(graph, late_sends)
     forward = [n for n in graph.nodes[:split] if n not in once]
     backward = [n for n in graph.nodes[split:] if n not in update]
+    every = [n for n in backward if n not in once]
+    apart = None
+    if weights:
+        inputs, own = ([n for n in every if (n in weights) is w] for w in (False, True))
+        apart = (_Streams(graph, costs).run(inputs), _Streams(graph, costs).run(own))
     return StageTimes(
         forward=_Streams(graph, costs).run(forward),
-        backward=_Streams(graph, costs).run([n for n in backward if n not in once]),
+        backward=_Streams(graph, costs).run(every),
         gradients=_Streams(graph, costs).run(backward),
         optimizer=_Streams(graph, costs).run([n for n in graph.nodes if n in update]),
         once=once,
+        apart=apart,
     )
 
 
@@ -165,7 +180,7 @@ class _Streams:
         self.costs = costs
         self.clock = [0.0, 0.0]
         self.ready: dict[Value, float] = {}
-        self.compute_s = 0.0
+        self.busy = [0.0, 0.0]
         self.spans: list[Span] = []
 
     def run(self, nodes: Iterable[Node]) -> PassTime:
@@ -182,14 +197,15 @@ class _Streams:
                     self._execute(node, record=True)
             else:
                 self._repeat(block, members)
-        return PassTime(max(self.clock), self.compute_s, tuple(self.spans))
+        compute_s, communication_s = self.busy
+        return PassTime(max(self.clock), compute_s, tuple(self.spans), communication_s)
 
     def _repeat(self, block: Block, members: list[Node]) -> None:
         for carry in block.carries:
             self.ready[carry.argument] = self.ready.get(carry.initial, 0.0)
         before: list[float] | None = None
         for repetition in range(block.count):
-            start, busy = list(self.clock), self.compute_s
+            start, busy = list(self.clock), list(self.busy)
             for node in members:
                 self._execute(node, record=repetition == 0)
             for carry in block.carries:
@@ -197,18 +213,21 @@ class _Streams:
             steps = [now - then for now, then in zip(self.clock, start, strict=True)]
             left = block.count - repetition - 1
             if left and before is not None and _equal(steps, before):
-                self._skip(members, steps, left, self.compute_s - busy)
+                self._skip(members, steps, left, busy)
                 return
             before = steps
 
-    def _skip(self, members: list[Node], steps: list[float], times: int, busy: float) -> None:
+    def _skip(
+        self, members: list[Node], steps: list[float], times: int, before: list[float]
+    ) -> None:
         """Lets `times` more repetitions pass, each like the last one."""
+        # `before` is how long the streams had worked when that one began.
         for node in members:
             ahead = steps[node.definition.kind == "collective"] * times
             for value in node.outputs:
                 self.ready[value] += ahead
         self.clock = [now + step * times for now, step in zip(self.clock, steps, strict=True)]
-        self.compute_s += busy * times
+        self.busy = [now + (now - was) * times for now, was in zip(self.busy, before, strict=True)]
 
     def _execute(self, node: Node, record: bool) -> None:
         stream = int(node.definition.kind == "collective")
@@ -223,8 +242,7 @@ class _Streams:
             start = max(self.clock[stream], inputs)
             end = start + duration
             self.clock[stream] = end
-            if not stream:
-                self.compute_s += duration
+            self.busy[stream] += duration
             if record:
                 self.spans.append(Span(node, bool(stream), start, end))
         for value in node.outputs:

@@ -21,6 +21,7 @@ from opbound.options import (
     parse_parallel,
 )
 from opbound.parser import Parser
+from opbound.search_arguments import add_search_options
 
 FORMATS = ("table", "json", "csv", "markdown")
 REPORT_FORMATS = (*FORMATS, "html", "trace")
@@ -70,6 +71,7 @@ def _add_analyze(commands: argparse._SubParsersAction[Parser]) -> None:
     _add_model(parser)
     _add_sizes(parser)
     _add_strategy(parser)
+    add_search_options(parser.add_argument_group("search"))
     _add_output(parser)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from types import MappingProxyType
 
 from graph_ir.errors import MeshError, OpboundError, did_you_mean
@@ -15,7 +16,7 @@ RECOMPUTE = ("none", "selective", "full")
 OPTIMIZERS = ("adamw", "sgd")
 EXECUTION = ("eager", "fused")
 ZERO_STAGES = (0, 1, 2, 3)
-SCHEDULES = "gpipe, 1f1b or interleaved:V"
+SCHEDULES = ("gpipe", "1f1b", "zb-h1", "zb-v", "dualpipe")
 
 DEFAULT_HARDWARE = "h100-sxm-80gb"
 DEFAULT_PROMPT_TOKENS = 512
@@ -61,11 +62,13 @@ class Options:
     microbatch: int | None = None
     """Samples of one micro-batch on one data-parallel rank."""
     schedule: str = "1f1b"
-    """Order of a pipeline's work: gpipe, 1f1b, or interleaved:V with V chunks per stage."""
+    """Order of a pipeline's work: one of `SCHEDULES`, or interleaved:V with V stages per rank."""
     recompute: str = "none"
     optimizer: str | None = None
     """adamw or sgd; training only, where None means adamw."""
     execution: str = "eager"
+    expert_imbalance: float = 1.0
+    """Tokens of the busiest expert (of the busiest rank, where experts are split) over the mean."""
     allow_unknown: bool = False
     """Keep operators without a record as rows that say `unknown`, in place of an error."""
 
@@ -80,6 +83,11 @@ class Options:
                 raise OpboundError(f"{name}={value!r} does not exist; {did_you_mean(value, known)}")
         if self.zero not in ZERO_STAGES:
             raise OpboundError(f"zero={self.zero!r} does not exist; known: 0, 1, 2, 3")
+        if not isinstance(self.expert_imbalance, int | float) or not 1 <= self.expert_imbalance < inf:
+            raise OpboundError(
+                f"expert_imbalance={self.expert_imbalance!r} is no such ratio: the busiest expert gets "
+                f"at least the mean, so give 1 or more"
+            )
         check_schedule(self.schedule)
         self._check_sizes()
         self._check_mode()
@@ -171,13 +179,14 @@ def parse_dim(text: str) -> tuple[str, int]:
 
 def check_schedule(text: str) -> None:
     """Raises OpboundError unless `text` names a pipeline schedule."""
-    if text in ("gpipe", "1f1b") or re.fullmatch(r"interleaved:[1-9]\d{0,5}", text):
+    if text in SCHEDULES or re.fullmatch(r"interleaved:[1-9]\d{0,5}", text):
         return
     if text.startswith("interleaved"):
         raise OpboundError(
             f"schedule={text!r}: say how many chunks a stage has, for example interleaved:2"
         )
-    raise OpboundError(f"schedule={text!r} does not exist; known: {SCHEDULES}")
+    known = ", ".join(SCHEDULES)
+    raise OpboundError(f"schedule={text!r} does not exist; known: {known} or interleaved:V")
 
 
 def _is_size(size: object) -> bool:

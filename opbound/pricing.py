@@ -13,6 +13,7 @@ from opbound.workload import Workload
 if TYPE_CHECKING:
     from costing.hardware import Hardware
     from costing.node_cost import NodePricer
+    from costing.schedule import Schedule
     from costing.step import StepCost
     from graph_ir.graph import Graph, Node
     from graph_ir.partitioned import PartitionedGraph
@@ -55,7 +56,7 @@ class PricedStep:
         for part in self.cost.stages[self.cost.busiest]:
             once = part.times.once
             for node in part.graph.nodes:
-                runs = times * (1 if node in once else self.microbatches)
+                runs = times * (1 if node in once else part.runs)
                 rows.append(costed_node(node, part.costs[node], times=runs, phase=phase))
         return rows
 
@@ -81,7 +82,6 @@ def price_step(
     Raises:
         OpboundError: if the strategy cannot be applied, or the device cannot run a node.
     """
-    from costing.schedule import Schedule
     from costing.step import step_cost
     from graph_ir.fold import fold
 
@@ -89,22 +89,28 @@ def price_step(
     progress("finding repeated layers")
     folded = fold(executed)
     graph, partitioned = split_step(folded, options, pricer, progress)
-    # A single stage knows no other order than one micro-batch after the other.
-    schedule = options.schedule if len(partitioned.stages) > 1 else "1f1b"
+    schedule = pipeline_schedule(options)
     progress("pricing every operator")
     runs = workload.microbatches
 
     def price(node_pricer: NodePricer) -> StepCost:
         return step_cost(
-            [[stage.graph] for stage in partitioned.stages],
+            [stage.graph for stage in partitioned.stages],
             hardware,
-            Schedule.parse(schedule),
+            schedule,
             runs,
-            _kernels_of(options.execution),
+            kernels_of(options.execution),
             node_pricer,
         )
 
     return PricedStep(folded, price(pricer), runs, _needed_flops(graph) * runs, pricer, price)
+
+
+def pipeline_schedule(options: Options) -> Schedule:
+    """The schedule that is asked for; without a pipeline, one micro-batch after the other."""
+    from costing.schedule import Schedule
+
+    return Schedule.parse(options.schedule if options.parallel.get("pp", 1) > 1 else "1f1b")
 
 
 def executed_graph(forward: Graph, options: Options, progress: Callable[[str], None]) -> Graph:
@@ -135,13 +141,19 @@ def split_step(
     from partitioner.partition import partition
     from partitioner.strategy import Strategy
 
-    graph = _step_graph(forward, options, progress)
+    graph = step_graph(forward, options, progress)
     progress("splitting the model over the devices")
-    strategy = Strategy(Mesh(dict(options.parallel)), options.sequence_parallel, options.zero)
+    strategy = Strategy(
+        Mesh(dict(options.parallel)),
+        options.sequence_parallel,
+        options.zero,
+        options.expert_imbalance,
+        layout=pipeline_schedule(options).layout(options.parallel.get("pp", 1)),
+    )
     return graph, partition(graph, strategy, lambda node: pricer.cost(node).time_s)
 
 
-def _step_graph(forward: Graph, options: Options, progress: Callable[[str], None]) -> Graph:
+def step_graph(forward: Graph, options: Options, progress: Callable[[str], None]) -> Graph:
     """The graph of one micro-batch: in training with backward pass and update."""
     if options.mode != "training":
         return forward
@@ -152,7 +164,8 @@ def _step_graph(forward: Graph, options: Options, progress: Callable[[str], None
     return training_graph(forward, optimizer=optimizer, recompute=options.recompute)
 
 
-def _kernels_of(execution: str) -> Callable[[Graph], list[list[Node]]]:
+def kernels_of(execution: str) -> Callable[[Graph], list[list[Node]]]:
+    """Says which nodes of a graph run as one kernel."""
     if execution == "fused":
         from graph_ir.fusion import fusion_groups
 

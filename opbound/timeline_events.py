@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def timeline_events(step: StepCost) -> list[TimelineEvent]:
-    """The passes of every stage; of a step that is one pass on one stage, its operators."""
+    """The passes of every rank; of a step that is one pass on one rank, its operators."""
     if len(step.pipeline.events) <= 2 and len(step.stages) == 1:
         return _operators(step.stages[0][0])
     return [*_passes(step), *_updates(step)]
@@ -39,29 +39,33 @@ def _operators(part: PartCost) -> list[TimelineEvent]:
 
 
 def _passes(step: StepCost) -> list[TimelineEvent]:
-    """Forward and backward passes of every micro-batch on every stage."""
+    """Forward and backward passes of every micro-batch on every rank along the pipeline."""
+    from costing.pipeline_work import FORWARD, WEIGHT
+
+    places = [{stage: i for i, stage in enumerate(row)} for row in step.pipeline.layout]
     return [
         TimelineEvent(
-            stage=event.stage,
+            stage=event.rank,
             stream="compute",
-            name=f"chunk {event.work.chunk}",
-            phase="forward" if event.work.forward else "backward",
-            microbatch=event.work.microbatch,
+            name=f"chunk {places[event.rank][work.stage]}"
+            + (" gradients of weights" if work.kind == WEIGHT else ""),
+            phase="forward" if work.kind == FORWARD else "backward",
+            microbatch=work.microbatch,
             start_s=event.start_s,
             duration_s=event.end_s - event.start_s,
         )
         for event in step.pipeline.events
+        for work in event.works
     ]
 
 
 def _updates(step: StepCost) -> list[TimelineEvent]:
-    """The optimizer on every stage, after the last gradients are reduced."""
+    """The optimizer on every rank, after the last gradients are reduced."""
     events = []
     for index, parts in enumerate(step.stages):
         update_s = sum(part.times.optimizer.time_s for part in parts)
         if update_s <= 0:
             continue
-        end_s = max(event.end_s for event in step.pipeline.events if event.stage == index)
         events.append(
             TimelineEvent(
                 stage=index,
@@ -69,7 +73,7 @@ def _updates(step: StepCost) -> list[TimelineEvent]:
                 name="update",
                 phase="optimizer",
                 microbatch=None,
-                start_s=end_s + parts[0].times.tail_s,
+                start_s=step.pipeline.ends_s[index] + parts[0].times.tail_s,
                 duration_s=update_s,
             )
         )

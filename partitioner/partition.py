@@ -34,7 +34,8 @@ def partition(
     axis = strategy.mesh.axis("pp")
     stages = [Stage(graph, "the whole model")]
     if axis.size > 1:
-        stages = Cutter(graph, node_time, axis).cut()
+        cutter = Cutter(graph, node_time, axis, strategy.layout)
+        stages = cutter.cut(cutter.bounds())
     finished: dict[Graph, Graph] = {}
     for stage in stages:
         if stage.graph in finished:

@@ -1,31 +1,25 @@
-"""Pipeline parallelism: the graph is cut into stages, which send activations on and gradients back."""
+"""Pipeline parallelism: where the graph is cut into stages, and what they hand to each other."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 from graph_ir.errors import MeshError
-from graph_ir.fold import name_pattern
-from graph_ir.graph import Block, Carry, Graph, Node, Value
+from graph_ir.graph import Graph, Node, Value
 from graph_ir.partitioned import Stage
-from partitioner.cells import Cells, Group, balanced_cuts
+from partitioner.balance import Load, balanced_cuts
+from partitioner.cells import Cells, Group
 from partitioner.mesh import MeshAxis
+from partitioner.shared_weights import spread, weights_with_sums
+from partitioner.stage_graph import Exchange, Held, StageBuilder, Transfer
 
 NodeTime = Callable[[Node], float]
-
-
-@dataclass(frozen=True)
-class Held:
-    """How many repetitions of a group a stage holds, and whether the first and the last are among them."""
-
-    count: int
-    first: bool
-    last: bool
-    offset: int = field(compare=False)
-    """Index of the first one that it holds."""
+Wanted = tuple[Value, str]
+"""A value that a stage needs from another one, and the pass in which it needs it."""
 
 
 class Cutter:
@@ -35,275 +29,239 @@ class Cutter:
         graph: one rank's graph, split over all other mesh axes.
         node_time: seconds of one application of a node.
         mesh_axis: the pipeline axis.
+        layout: which stages each rank along the axis holds; empty for one each.
     """
 
-    def __init__(self, graph: Graph, node_time: NodeTime, mesh_axis: MeshAxis) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        node_time: NodeTime,
+        mesh_axis: MeshAxis,
+        layout: Sequence[Sequence[int]] = (),
+    ) -> None:
         self.graph = graph
+        self.node_time = node_time
         self.mesh_axis = mesh_axis
-        self.cells = Cells(graph, node_time)
-        self.free = self.cells.data_free()
-        self._cache: dict[tuple[object, ...], Stage] = {}
+        self.layout = layout or [(rank,) for rank in range(mesh_axis.size)]
+        self.cells = Cells(graph)
+        self.stages = 1 + max(stage for row in self.layout for stage in row)
+        # A stage that exists twice (DualPipe) lies for each way on its own row of neighbours; the
+        # first of them stands for both.
+        self.rank_of: dict[int, int] = {}
+        for column in itertools.zip_longest(*self.layout):
+            for rank, stage in enumerate(column):
+                if stage is not None:
+                    self.rank_of.setdefault(stage, rank)
+        self.local: set[Value] = set()
+        """Terms of gradients that are summed up within a rank."""
 
-    def cut(self) -> list[Stage]:
-        """The graph of each stage, in model order.
+    def time_load(self) -> Load:
+        """Seconds of each cell, and what a cut there sends forward and back.
+
+        The optimizer is left out: it does not run per micro-batch.
+        """
+        seconds = self.cells.per_cell(
+            lambda n: 0.0 if n.phase == "optimizer" else self.node_time(n)
+        )
+        return Load(seconds, border=self._border_seconds())
+
+    def _border_seconds(self) -> list[float]:
+        crossing = self.cells.crossing_bytes()
+        values = {v.type.bytes: v for n in self.graph.nodes for v in n.outputs if v.type.elements}
+        some = next(iter(values.values()))
+        known: dict[int, float] = {0: 0.0}
+        training = any(n.phase == "optimizer" for n in self.graph.nodes)
+        for size in set(crossing) - {0}:
+            elements = max(size * 8 // some.type.dtype.bits, 1)
+            message = replace(some, type=some.type.with_shape((elements,)))
+            node = Node(
+                "border", "send", (message,), (), {**self._group(2, 1), "during": "forward"}
+            )
+            known[size] = self.node_time(node) * (2 if training else 1)
+        return [known[size] for size in crossing]
+
+    def bounds(self, loads: Sequence[Load] = ()) -> list[int]:
+        """The first cell of every stage, and the number of cells.
+
+        Args:
+            loads: what is balanced and limited (`balanced_cuts`); the time by default.
 
         Raises:
-            MeshError: if there are too few places to cut.
+            MeshError: if there are too few places to cut, or the limits cannot be kept.
         """
-        borders = self.cells.borders()
-        stages = self.mesh_axis.size
-        cuts = balanced_cuts(self.cells.seconds, borders, stages)
+        cuts = balanced_cuts(loads or [self.time_load()], self.stages)
         if cuts is None:
+            self.check(self.cells.count)
             raise MeshError(
-                f"pp={stages}: {self.graph.name or 'the graph'} can be cut into at most "
-                f"{len(borders) + 1} stages; the nearest that works is pp={len(borders) + 1}"
+                f"{self.mesh_axis.name}={self.mesh_axis.size}: no cut of "
+                f"{self.graph.name or 'the graph'} fits the device's memory; use more stages, "
+                "recomputation or --balance memory to see the least that is needed"
             )
-        bounds = [0, *cuts, self.cells.count]
+        return [0, *cuts, self.cells.count]
+
+    def check(self, cells: int) -> None:
+        """Raises MeshError if there are more stages than cells."""
+        if self.stages > cells:
+            per_rank = self.stages // self.mesh_axis.size
+            raise MeshError(
+                f"{self.mesh_axis.name}={self.mesh_axis.size}"
+                + (f" with {per_rank} stages per rank" if per_rank > 1 else "")
+                + f": {self.graph.name or 'the graph'} can be cut into at most {cells} stages; "
+                f"the nearest that works is {self.mesh_axis.name}={max(cells // per_rank, 1)}"
+            )
+
+    def given_bounds(self, counts: Sequence[int]) -> list[int]:
+        """Bounds from the number of layers of each stage.
+
+        What stands before the repeated layers goes to the first stage that has layers, what stands behind
+        to the last; in a graph without repeated layers every operator counts.
+
+        Raises:
+            MeshError: if the numbers do not fit.
+        """
+        if len(counts) != self.stages:
+            raise MeshError(
+                f"--stages names {len(counts)} stages, but the pipeline has {self.stages}"
+            )
+        blocks = [g for g in self.cells.groups if g.block is not None]
+        starts = [g.first_cell + i for g in blocks for i in range(g.count)]
+        what = "repeated layers"
+        if not starts:
+            starts, what = list(range(self.cells.count)), "operators"
+        if sum(counts) != len(starts) or 0 in counts:
+            raise MeshError(
+                f"--stages {','.join(map(str, counts))}: the stages have to share out "
+                f"{len(starts)} {what}, at least one each, not {sum(counts)}"
+            )
+        firsts = list(itertools.accumulate(counts[:-1]))
+        return [0, *(starts[i] for i in firsts), self.cells.count]
+
+    def cut(self, bounds: Sequence[int]) -> list[Stage]:
+        """The graph of each stage, in model order.
+
+        Args:
+            bounds: the first cell of every stage, and the number of cells.
+        """
         held = [
             {g: h for g in self.cells.groups if (h := _held(g, low, high)).count}
             for low, high in itertools.pairwise(bounds)
         ]
-        builders = [_StageBuilder(self, h) for h in held]
-        wanted = [b.wanted for b in builders]
-        sent = self._senders(held, wanted)
+        exchanges = self._exchanges(held)
+        builders = [
+            StageBuilder(
+                self.cells,
+                own,
+                [(exchange, i in stages) for exchange, stages in exchanges.items()],
+                self._elsewhere(held, i),
+            )
+            for i, own in enumerate(held)
+        ]
+        received = self._transfers(held, [b.wanted for b in builders])
+        known: dict[tuple[object, ...], Stage] = {}
         result = []
         for i, builder in enumerate(builders):
-            key = (tuple(held[i].items()), tuple(wanted[i]), tuple(sent[i]))
-            stage = self._cache.get(key)
-            if stage is None:
+            sent = [t for row in received for t in row if t.source == i]
+            key = (
+                tuple(held[i].items()),
+                tuple(t.key for t in received[i]),
+                tuple(t.key for t in sent),
+                tuple(builder.exchanges),
+                builder.elsewhere,
+            )
+            if key not in known:
                 label = f"cells {bounds[i]}-{bounds[i + 1] - 1}"
-                stage = self._cache[key] = Stage(builder.build(sent[i]), label)
-            result.append(stage)
+                known[key] = Stage(builder.build(received[i], sent), label)
+            result.append(known[key])
         return result
 
-    def _senders(
-        self, held: Sequence[dict[Group, Held]], wanted: Sequence[Sequence[tuple[Value, str]]]
-    ) -> list[list[tuple[Value, str]]]:
-        """What each stage sends: for every wanted value, the nearest stage upstream that has it."""
-        sent: list[dict[tuple[Value, str], None]] = [{} for _ in held]
-        for reader, values in enumerate(wanted):
-            for value, during in values:
-                group = self.cells.group_of[self.graph.producers[value]]
-                owners = [i for i, h in enumerate(held) if group in h and i != reader]
-                upstream = [i for i in owners if (i < reader) == (during == "forward")]
-                nearest = min(upstream or owners, key=lambda i: abs(i - reader))
-                sent[nearest].setdefault((value, during))
-        return [list(s) for s in sent]
+    def _exchanges(self, held: Sequence[dict[Group, Held]]) -> dict[Exchange, tuple[int, ...]]:
+        """The weights that several ranks hold, with the stages that do."""
+
+        def holders(term: Value) -> list[int]:
+            producer = self.graph.producers.get(term)
+            group = self.cells.group_of[producer] if producer is not None else None
+            return [i for i, own in enumerate(held) if group in own]
+
+        found = {}
+        for weight, stages in spread(weights_with_sums(self.graph), holders).items():
+            if len({self._ranks(stage) for stage in stages}) == 1:
+                self.local.update(weight.terms, (v for n in weight.sums for v in n.outputs))
+                continue
+            ranks = sorted({self.rank_of[stage] for stage in stages})
+            distance = max((ranks[-1] - ranks[0]) // (len(ranks) - 1), 1)
+            group = {**self._group(len(ranks), distance), "stages": stages}
+            found[Exchange(weight, group)] = stages
+        return found
+
+    def _ranks(self, stage: int) -> frozenset[int]:
+        return frozenset(rank for rank, row in enumerate(self.layout) if stage in row)
+
+    def _group(self, size: int, distance: int) -> dict[str, Any]:
+        axis = self.mesh_axis
+        return {"axis": axis.name, "group_size": size, "group_stride": axis.stride * distance}
+
+    def _elsewhere(self, held: Sequence[dict[Group, Held]], stage: int) -> frozenset[Value]:
+        """Weights of a stage that its rank already holds for a stage before it."""
+        others = {s for row in self.layout if stage in row for s in row if s < stage}
+        if not others:
+            return frozenset()
+        groups = {g for other in others for g in held[other]}
+        return frozenset(
+            value
+            for value, readers in self.readers.items()
+            if readers & held[stage].keys() and readers & groups
+        )
+
+    @cached_property
+    def readers(self) -> dict[Value, set[Group]]:
+        """Groups of the nodes that read each weight or constant which repeated layers do not stack."""
+        found: dict[Value, set[Group]] = {
+            v: set()
+            for v in self.graph.inputs
+            if v.count == 1 and v.kind in ("parameter", "buffer", "constant")
+        }
+        for node in self.graph.nodes:
+            for value in node.inputs:
+                if value in found and node.during == "forward":
+                    found[value].add(self.cells.group_of[node])
+        return found
+
+    def _transfers(
+        self, held: Sequence[dict[Group, Held]], wanted: Sequence[Sequence[Wanted]]
+    ) -> list[list[Transfer]]:
+        """What each stage receives: every wanted value from the nearest stage upstream that has it.
+
+        A stage that receives a value passes it on to the next one that wants it.
+        """
+        readers: dict[Wanted, list[int]] = {}
+        for stage, values in enumerate(wanted):
+            for key in values:
+                readers.setdefault(key, []).append(stage)
+        sources: dict[tuple[Wanted, int], int] = {}
+        for key, stages in readers.items():
+            value, during = key
+            group = self.cells.group_of[self.graph.producers[value]]
+            have = [i for i, own in enumerate(held) if group in own]
+            for stage in stages if during == "forward" else reversed(stages):
+                upstream = [i for i in have if i != stage and (i < stage) == (during == "forward")]
+                others = upstream or [i for i in have if i != stage]
+                sources[key, stage] = min(others, key=lambda i: abs(i - stage))
+                have.append(stage)
+        return [
+            [self._transfer(key, sources[key, stage], stage) for key in values]
+            for stage, values in enumerate(wanted)
+        ]
+
+    def _transfer(self, key: Wanted, source: int, target: int) -> Transfer:
+        value, during = key
+        distance = abs(self.rank_of[source] - self.rank_of[target])
+        if value in self.local and self._ranks(source) == self._ranks(target):
+            distance = 0
+        group = self._group(2 if distance else 1, distance or 1)
+        return Transfer(value, during, source, target, group)
 
 
 def _held(group: Group, low: int, high: int) -> Held:
     first, stop = group.first_cell, group.first_cell + group.count
     a, b = max(first, low), min(stop, high)
     return Held(max(0, b - a), a == first, b == stop, a - first)
-
-
-class _StageBuilder:
-    """Builds the graph of one stage."""
-
-    def __init__(self, cutter: Cutter, held: dict[Group, Held]) -> None:
-        self.cutter = cutter
-        self.graph = cutter.graph
-        self.held = held
-        self.kept = [n for n in self.graph.nodes if cutter.cells.group_of[n] in held]
-
-    def _holds_end(self, node: Node) -> bool:
-        """Whether the stage holds the repetition whose result is what the block leaves behind."""
-        block = self.graph.block_of.get(node)
-        if block is None:
-            return True
-        held = self.held[self.cutter.cells.group_of[node]]
-        return held.last if node.during == "forward" else held.first
-
-    def _holds_start(self, block: Block) -> bool:
-        node = self.graph.nodes[block.start]
-        held = self.held[self.cutter.cells.group_of[node]]
-        return held.first if node.during == "forward" else held.last
-
-    def _available(self, value: Value, reader: Node) -> bool:
-        producer = self.graph.producers.get(value)
-        if producer is None:
-            return True
-        if self.cutter.cells.group_of[producer] not in self.held:
-            return False
-        same = self.graph.block_of.get(producer) is self.graph.block_of.get(reader)
-        # What a forward repetition saved is read by its own backward repetition.
-        saved = (
-            producer.during == "forward"
-            and reader.during != "forward"
-            and producer.count == reader.count
-        )
-        return same or saved or self._holds_end(producer)
-
-    @cached_property
-    def wanted(self) -> list[tuple[Value, str]]:
-        """Values that come from another stage, and in which pass."""
-        found: dict[tuple[Value, str], None] = {}
-        for block in self.graph.blocks:
-            node = self.graph.nodes[block.start]
-            if self.cutter.cells.group_of[node] not in self.held:
-                continue
-            during = "forward" if node.during == "forward" else "backward"
-            for carry in block.carries:
-                if not self._holds_start(block):
-                    found.setdefault((carry.result, during))
-                elif not self._available(carry.initial, replace(node, count=1)):
-                    found.setdefault((carry.initial, during))
-        for node in self.kept:
-            if node.phase == "optimizer":
-                continue
-            during = "forward" if node.during == "forward" else "backward"
-            for value in node.inputs:
-                if value.kind != "carried" and not self._available(value, node):
-                    # A backward node reads what its own stage received in the forward pass.
-                    producer = self.graph.producers[value]
-                    pass_ = "forward" if producer.during == "forward" else during
-                    found.setdefault((value, pass_))
-        return [key for key in found if key[0] not in self.cutter.free]
-
-    def build(self, sent: Sequence[tuple[Value, str]]) -> Graph:
-        """The stage's graph, with `recv` and `send` nodes at its borders."""
-        rename: dict[Value, Value] = {}
-        nodes: list[Node] = []
-        blocks: list[Block] = []
-        wanted = self.wanted
-        received: dict[Value, Value] = {}
-        nodes += self._free_nodes()
-        kept = set(self.kept).difference(nodes)
-        nodes += self._receive(wanted, "forward", received)
-        sends = {d: [v for v, during in sent if during == d] for d in ("forward", "backward")}
-        turned = False
-        optimizer: list[Node] = []
-        for start, stop, block in self._segments():
-            body = [n for n in self.graph.nodes[start:stop] if n in kept]
-            if not body:
-                continue
-            if body[0].phase == "optimizer":
-                optimizer += [self._local(n, rename, received) for n in body]
-                continue
-            if not turned and body[0].during != "forward":
-                turned = True
-                nodes += self._send(sends["forward"], rename, "forward")
-                nodes += self._receive(wanted, "backward", received)
-            low = len(nodes)
-            entry: list[tuple[Carry, Value]] = []
-            if block is not None:
-                entry = [(c, self._entering(c, block, rename, received)) for c in block.carries]
-                held = self.held[self.cutter.cells.group_of[body[0]]]
-                for carry in block.carries:
-                    rename[carry.argument] = replace(carry.argument, count=held.count)
-            nodes += [self._local(n, rename, received) for n in body]
-            if block is not None:
-                carries = tuple(
-                    Carry(rename[c.argument], initial, rename[c.result]) for c, initial in entry
-                )
-                collected = frozenset(rename[v] for v in block.collected)
-                blocks.append(Block(low, len(nodes), held.count, carries, collected))
-        if not turned:
-            nodes += self._send(sends["forward"], rename, "forward")
-        nodes += self._send(sends["backward"], rename, "backward")
-        nodes += optimizer
-        read = {v for n in nodes for v in n.inputs} | {c.initial for b in blocks for c in b.carries}
-        inputs = tuple(
-            dict.fromkeys(rename.get(v, v) for v in self.graph.inputs if rename.get(v, v) in read)
-        )
-        outputs = tuple(rename[v] for v in self.graph.outputs if v in rename)
-        return Graph(tuple(nodes), inputs, outputs, tuple(blocks), self.graph.name)
-
-    def _free_nodes(self) -> list[Node]:
-        """Nodes that compute data-free values which this stage reads, wherever they stood."""
-        free = self.cutter.free
-        needed = {v for n in self.kept for v in n.inputs if v in free}
-        needed |= {c.initial for b in self.graph.blocks for c in b.carries if c.initial in free}
-        nodes = []
-        for node in reversed(self.graph.nodes):
-            if node.during != "forward" or node in self.graph.block_of:
-                continue
-            if free.issuperset(node.outputs) and needed.intersection(node.outputs):
-                needed.update(node.inputs)
-                nodes.append(node)
-        return nodes[::-1]
-
-    def _segments(self) -> Iterable[tuple[int, int, Block | None]]:
-        position = 0
-        blocks = {b.start: b for b in self.graph.blocks}
-        while position < len(self.graph.nodes):
-            block = blocks.get(position)
-            stop = block.stop if block else position + 1
-            yield position, stop, block
-            position = stop
-
-    def _entering(
-        self, carry: Carry, block: Block, rename: dict[Value, Value], received: dict[Value, Value]
-    ) -> Value:
-        if not self._holds_start(block):
-            return received[carry.result]
-        if carry.initial in received:
-            return received[carry.initial]
-        return rename.get(carry.initial, carry.initial)
-
-    def _local(self, node: Node, rename: dict[Value, Value], received: dict[Value, Value]) -> Node:
-        """The node with this stage's number of repetitions and its operands."""
-        held = self.held[self.cutter.cells.group_of[node]]
-        count = held.count if node.count > 1 else 1
-        operands = []
-        for value in node.inputs:
-            if value in received and not self._available(value, node):
-                operands.append(received[value])
-                continue
-            if value not in rename and value.count > 1 and value not in self.graph.producers:
-                rename[value] = replace(value, count=count)
-            operands.append(rename.get(value, value))
-        outputs = []
-        for value in node.outputs:
-            if value.count != count:
-                rename[value] = replace(value, count=count)
-            else:
-                rename[value] = value
-            outputs.append(rename[value])
-        local = replace(node, inputs=tuple(operands), outputs=tuple(outputs))
-        if count == node.count:
-            return local
-        own = slice(held.offset, held.offset + count)
-        instances, modules = node.instances[own], node.instance_modules[own]
-        return replace(
-            local,
-            name=name_pattern(instances) if instances else node.name,
-            module=name_pattern(modules) if modules else node.module,
-            count=count,
-            instances=instances if count > 1 else (),
-            instance_modules=modules if count > 1 else (),
-        )
-
-    def _receive(
-        self, wanted: Sequence[tuple[Value, str]], during: str, received: dict[Value, Value]
-    ) -> list[Node]:
-        nodes = []
-        for value, when in wanted:
-            if when != during or value in received:
-                continue
-            local = replace(value, name=f"{value.name}.received", kind="intermediate", count=1)
-            received[value] = local
-            nodes.append(self._transfer("recv", (), (local,), value, during))
-        return nodes
-
-    def _send(self, values: Sequence[Value], rename: dict[Value, Value], during: str) -> list[Node]:
-        return [self._transfer("send", (rename[v],), (), v, during) for v in values if v in rename]
-
-    def _transfer(
-        self,
-        op: str,
-        inputs: tuple[Value, ...],
-        outputs: tuple[Value, ...],
-        value: Value,
-        during: str,
-    ) -> Node:
-        attrs = {
-            "axis": self.cutter.mesh_axis.name,
-            "group_size": 2,
-            "group_stride": self.cutter.mesh_axis.stride,
-            "during": during,
-        }
-        producer = self.graph.producers[value]
-        return Node(
-            f"{value.name}.{op}", op, inputs, outputs, attrs, producer.module, "communication"
-        )

@@ -17,6 +17,10 @@ class Strategy:
     """Split the sequence over the tensor-parallel group where nothing else is split."""
     zero: int = 0
     """0: replicate; 1: split optimizer states; 2: and gradients; 3: and parameters (FSDP)."""
+    expert_imbalance: float = 1.0
+    """Tokens of the rank whose experts get most, over the mean of all ranks."""
+    layout: tuple[tuple[int, ...], ...] = ()
+    """Which stages, in model order, each rank along the pipeline holds; empty for one each."""
 
     def __post_init__(self) -> None:
         if self.zero not in (0, 1, 2, 3):

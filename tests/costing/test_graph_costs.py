@@ -149,7 +149,7 @@ def test_inference_keeps_nothing_but_what_is_in_use() -> None:
 
 def test_waiting_micro_batches_hold_what_they_saved() -> None:
     use = memory_use(training_graph(mlp(4)))
-    one, four = (stage_memory([use], [n]) for n in (1, 4))
+    one, four = (stage_memory([use], n * use.saved_bytes) for n in (1, 4))
     more = four.by_kind_bytes["activations"] - one.by_kind_bytes["activations"]
     assert more == 3 * use.saved_bytes
     assert four.by_kind_bytes["parameters"] == one.by_kind_bytes["parameters"]
@@ -205,7 +205,7 @@ def test_gradients_are_reduced_beside_the_backward_pass_and_once_per_step() -> N
 
 def test_the_step_of_a_pipeline_adds_up() -> None:
     graph = training_graph(fold(mlp(8, head=True)))
-    step = step_cost([[graph]] * 4, A100, Schedule.parse("1f1b"), microbatches=8)
+    step = step_cost([graph] * 4, A100, Schedule.parse("1f1b"), microbatches=8)
     assert step.pipeline.bubble_over_ideal == pytest.approx(3 / 8)
     parts = step.compute_s + step.exposed_communication_s
     assert parts + step.bubble_fraction * step.step_time_s == pytest.approx(step.step_time_s)
@@ -215,7 +215,7 @@ def test_the_step_of_a_pipeline_adds_up() -> None:
 
 def test_one_device_has_no_bubble_and_the_sum_of_its_nodes() -> None:
     graph = training_graph(fold(mlp(8, head=True)))
-    step = step_cost([[graph]], A100, Schedule.parse("1f1b"))
+    step = step_cost([graph], A100, Schedule.parse("1f1b"))
     total = sum(cost.time_s * node.count for node, cost in step.stages[0][0].costs.items())
     assert step.bubble_fraction == pytest.approx(0, abs=1e-12)
     assert step.step_time_s == pytest.approx(total)

@@ -147,13 +147,23 @@ def test_stages_hand_on_one_activation(graph: Graph) -> None:
         assert all(v.type.bytes == activation for v in moved)
 
 
-def test_a_tied_weight_exchanges_its_gradient() -> None:
+def test_a_tied_weight_is_summed_up_over_the_stages_that_hold_it() -> None:
     parts = stages(training_graph(forward_graph(tied=True)), {"pp": 3})
-    names = {v.name for v in parts[0].parameters} & {v.name for v in parts[-1].parameters}
-    (shared,) = (v for v in parts[0].parameters if v.name in names and "layers" not in v.name)
     handed = [n for p in parts for n in p.nodes if n.op in ("send", "recv")]
-    values = [v for n in handed for v in (*n.inputs, *n.outputs)]
-    assert any(v.type.shape == shared.type.shape for v in values)
+    activation = (BATCH, TOKENS, WIDTH)
+    assert {v.type.shape for n in handed for v in (*n.inputs, *n.outputs)} == {activation}
+    for part in (parts[0], parts[-1]):
+        (exchange,) = (n for n in part.nodes if n.op == "all_reduce")
+        assert exchange.attrs["group_size"] == 2
+        assert exchange.outputs[0].type.shape == (VOCABULARY, WIDTH)
+        # Both hold the weight and its optimizer's state, and update it.
+        tied = [v for v in part.parameters if v.type.shape == (VOCABULARY, WIDTH)]
+        assert len(tied) == 1
+        assert [n.inputs[0] for n in part.users[exchange.outputs[0]]] == tied
+        assert (
+            sum(v.kind == "state" and v.type.shape == tied[0].type.shape for v in part.inputs) == 2
+        )
+    assert not any(n.op == "all_reduce" for n in parts[1].nodes)
 
 
 @pytest.mark.parametrize(
