@@ -15,6 +15,7 @@ from graph_ir.tensor_type import DType, TensorType
 from importers.torch_call import Call, Constant, Settings, flat, is_tensor
 from importers.torch_canonical import find_rule, record_rule
 from importers.torch_constants import FOLDED_ELEMENTS, as_numpy, evaluate_on_cpu, is_random
+from importers.torch_decompose import decomposed
 from importers.torch_names import NodeNames
 
 
@@ -46,7 +47,7 @@ class Converter:
             What the module returns, in its own nesting.
         """
         nodes = list(module.graph.nodes)
-        live = live_nodes(nodes)
+        executed = executed_nodes(nodes)
         placeholders = iter(arguments)
         for node in nodes:
             if node.op == "placeholder":
@@ -55,7 +56,7 @@ class Converter:
                 self.env[node] = _attribute(module, node.target)
             elif node.op == "output":
                 return self.resolve(node.args[0])
-            elif node in live:
+            elif node in executed:
                 self.env[node] = self._call(module, node)
         raise OpboundError("the exported program has no output")
 
@@ -69,9 +70,7 @@ class Converter:
             return self._fold(node)
         rule = find_rule(target, self.rules) or record_rule(target)
         call = Call(self, node, args)
-        if rule is None:
-            return self._unknown(call)
-        result = rule(call)
+        result = rule(call) if rule is not None else self._decompose(call)
         self._follow_layout(node)
         if target._schema.is_mutable and not str(target).endswith(".out"):
             self._write(self.argument_nodes(node)["self"], result, call)
@@ -101,6 +100,14 @@ class Converter:
             f"has no rule: "
             f"add it to Converter._special in importers/torch_convert.py"
         )
+
+    def _decompose(self, call: Call) -> Any:
+        """An operator without a rule, by those that torch defines it with."""
+        simpler = decomposed(call.node, self.resolve)
+        if simpler is None:
+            return self._unknown(call)
+        module, nodes = simpler
+        return self.run(module, [self.resolve(n) for n in nodes])
 
     def _unknown(self, call: Call) -> Any:
         node = call.node
@@ -260,17 +267,20 @@ _LAYOUT_VIEWS = frozenset(
 _WRITABLE_VIEWS = frozenset({"aten.slice.Tensor", "aten.select.int", "aten.alias.default"})
 
 
-def live_nodes(nodes: Sequence[Any]) -> set[Any]:
-    """Nodes that the outputs or an in-place write need."""
-    live: set[Any] = set()
+def executed_nodes(nodes: Sequence[Any]) -> set[Any]:
+    """All nodes but the checks that tracing left behind, and what only they read.
+
+    Eager execution computes a result that nothing reads too.
+    """
+    executed: set[Any] = set()
     for node in reversed(nodes):
-        schema = getattr(node.target, "_schema", None)
         if str(node.target).startswith("aten._assert") or "sym_constrain" in str(node.target):
             continue
-        if node.op == "output" or (schema is not None and schema.is_mutable) or node in live:
-            live.add(node)
-            live.update(node.all_input_nodes)
-    return live
+        mutable = getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+        if node in executed or mutable or not node.users:
+            executed.add(node)
+            executed.update(node.all_input_nodes)
+    return executed
 
 
 def _attribute(module: Any, path: str) -> Any:

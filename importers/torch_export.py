@@ -14,7 +14,7 @@ from graph_ir.graph import Graph, GraphBuilder, Value
 from graph_ir.tensor_type import DType
 from importers.imported_model import ImportedModel, ImportOptions
 from importers.torch_call import Constant, InputHint, Settings
-from importers.torch_canonical import find_rule, rules
+from importers.torch_canonical import rules
 from importers.torch_convert import Converter
 from importers.torch_names import NodeNames
 
@@ -93,7 +93,6 @@ def import_program(
         dtypes=_replaced_dtypes(program, options.dtype),
     )
     table = rules()
-    program = _decomposed(program, table)
     builder = GraphBuilder(name)
     names = NodeNames(module_prefix)
     names.learn(program.graph.nodes)
@@ -105,7 +104,7 @@ def import_program(
     arguments = _graph_inputs(program, converter, inputs or {}, names)
     results = converter.run(program.graph_module, arguments)
     outputs = _graph_outputs(program, results, converter, options)
-    _drop_unread(builder, outputs)
+    _drop_unread_views(builder, outputs)
     graph = builder.build(outputs)
     unknown = sorted(set(converter.unknown))
     return ImportedModel(
@@ -118,39 +117,6 @@ def import_program(
         batch=_size_of(graph, "batch"),
         sequence=_size_of(graph, "sequence"),
     )
-
-
-def _decomposed(program: Any, table: Mapping[str, Any]) -> Any:
-    """Operators without a rule of their own, replaced by those that torch itself defines them with."""
-    import torch
-
-    known: Mapping[Any, Any] | None = None
-    for _ in range(3):
-        missing = missing_operators(program.graph_module, table)
-        if not missing:
-            return program
-        known = known if known is not None else torch.export.default_decompositions()
-        chosen = {op: known[op] for op in missing if op in known}
-        if not chosen:
-            return program
-        program = program.run_decompositions(chosen)
-    return program
-
-
-def missing_operators(module: Any, table: Mapping[str, Any]) -> set[Any]:
-    """Operators of a graph, and of the graphs nested in it, that the table lacks."""
-    found = set()
-    for part in module.modules():
-        for node in part.graph.nodes if hasattr(part, "graph") else ():
-            schema = getattr(node.target, "_schema", None)
-            # What takes no tensor (a range) is a constant, whatever it computes.
-            if schema is None or not any("Tensor" in str(a.type) for a in schema.arguments):
-                continue
-            if find_rule(node.target, table) is None:
-                found.add(node.target)
-    return {
-        op for op in found if not str(op).startswith(("aten._assert", "aten.sym_", "higher_order"))
-    }
 
 
 def _replaced_dtypes(program: Any, wanted: str | None) -> dict[DType, DType]:
@@ -261,14 +227,15 @@ def _graph_outputs(
     return list(dict.fromkeys(found))
 
 
-def _drop_unread(builder: GraphBuilder, outputs: Iterable[Value]) -> None:
-    """Removes nodes and constants that lead to no output, such as the view that an in-place write went to."""
+def _drop_unread_views(builder: GraphBuilder, outputs: Iterable[Value]) -> None:
+    """Removes views and constants that nothing reads, such as the view that an in-place write went to."""
     read = set(outputs)
     kept = []
     for node in reversed(builder.nodes):
-        if not read.isdisjoint(node.outputs):
-            kept.append(node)
-            read.update(node.inputs)
+        if node.definition.is_view(node) and read.isdisjoint(node.outputs):
+            continue
+        kept.append(node)
+        read.update(node.inputs)
     builder.nodes = kept[::-1]
     builder.inputs = [v for v in builder.inputs if v.kind != "constant" or v in read]
 

@@ -114,13 +114,16 @@ def pipeline_schedule(options: Options) -> Schedule:
 
 
 def executed_graph(forward: Graph, options: Options, progress: Callable[[str], None]) -> Graph:
-    """The graph that runs: eager as written, fused with what was written out as one operator."""
+    """The graph that runs: eager as written; fused without what nothing reads, and with what was written
+    out as one operator.
+    """
     if options.execution != "fused":
         return forward
     from graph_ir.canonicalize import canonicalize
+    from graph_ir.unread import without_unread
 
     progress("recognising operators that were written out")
-    return canonicalize(forward, training=options.mode == "training")
+    return canonicalize(without_unread(forward), training=options.mode == "training")
 
 
 def split_step(
