@@ -122,9 +122,14 @@ class _Walk:
         if not self.required.intersection(node.inputs):
             return
         found = rule(self.emitter, node, grads)
-        for operand, grad in zip(node.inputs, found, strict=True):
-            if grad is not None and operand in self.required:
-                self._accumulate(operand, grad, node, scope)
+        for i, (operand, grad) in enumerate(zip(node.inputs, found, strict=True)):
+            if grad is None or operand not in self.required:
+                continue
+            if grad.type.dtype is not operand.type.dtype:
+                # Where a wider operand promoted the result, the gradient is cast back.
+                to = grad.type.with_dtype(operand.type.dtype)
+                (grad,) = self.emitter.emit(node, "cast", [grad], [to], label=f"grad{i}.cast")
+            self._accumulate(operand, grad, node, scope)
 
     def _accumulate(self, value: Value, grad: Value, node: Node, scope: _Scope) -> None:
         """A value that several nodes read gets the sum of their gradients."""

@@ -56,9 +56,7 @@ def import_torch(
     name = name or type(model).__name__
     if example_inputs is None:
         example_inputs = getattr(model, "example_inputs", None)
-    return _import_module(
-        torch, model, example_inputs, options, name, source or f"live {name}", importer
-    )
+    return _import_module(torch, model, example_inputs, options, name, source or f"live {name}")
 
 
 def _import_module(
@@ -68,10 +66,9 @@ def _import_module(
     options: ImportOptions,
     name: str,
     source: str,
-    importer: str,
 ) -> ImportedModel:
-    """Traces a live module with resized example inputs; torch.export replaces its tensors by fake ones."""
-    from importers.torch_export import export_module, import_program
+    """Traces a live module with resized example inputs, without computing with its weights."""
+    from importers.torch_routes import import_module
 
     if example is None:
         raise OpboundError(
@@ -92,19 +89,19 @@ def _import_module(
     modes = {m: m.training for m in module.modules()}
     module.train(options.mode == "training")
     try:
-        program = export_module(module, args, kwargs, name=name)
+        return import_module(
+            module,
+            args,
+            kwargs,
+            options,
+            inputs=lambda program: _named_hints(program, hints),
+            name=name,
+            source=source,
+            sha256=_hash(str(module)),
+        )
     finally:
         for part, training in modes.items():
             part.training = training
-    return import_program(
-        program,
-        options,
-        name=name,
-        source=source,
-        sha256=_hash(str(module)),
-        importer=importer,
-        inputs=_named_hints(torch, program, hints),
-    )
 
 
 def _arguments(torch: Any, example: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -156,17 +153,22 @@ def _resize_hints(
 
 
 def _resized(torch: Any, tree: Any, hints: Mapping[Any, Any]) -> Any:
-    """The inputs in their new shapes, on the module's device; tracing never looks at contents."""
+    """The inputs in their new shapes, their contents repeated: a module may look at token numbers."""
 
     def resize(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
             return leaf
-        return leaf.new_empty(hints[tuple(leaf.shape)][0])
+        for axis, (old, new) in enumerate(
+            zip(leaf.shape, hints[tuple(leaf.shape)][0], strict=True)
+        ):
+            if old != new and old:
+                leaf = leaf.index_select(axis, torch.arange(new, device=leaf.device) % old)
+        return leaf
 
     return torch.utils._pytree.tree_map(resize, tree)
 
 
-def _named_hints(torch: Any, program: Any, hints: Mapping[Any, Any]) -> dict[str, InputHint]:
+def _named_hints(program: Any, hints: Mapping[Any, Any]) -> dict[str, InputHint]:
     dims = dict(hints.values())
     named = {}
     for node in program.graph.nodes:

@@ -18,6 +18,8 @@ from graph_ir.errors import OpboundError
 _REAL_ELEMENTS = 1 << 24
 """Largest tensor that is computed for real; a larger one is only a shape."""
 
+_ALL_CHOSEN = "a condition on the inputs is taken as true everywhere, so that it chooses the most"
+
 
 @dataclass(slots=True)
 class TracedProgram:
@@ -27,6 +29,8 @@ class TracedProgram:
     state_dict: dict[str, Any]
     graph_signature: Any
     constants: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What the trace had to assume."""
 
     @property
     def graph(self) -> Any:
@@ -125,6 +129,8 @@ class _Recorder:
         self.first: Any = None
         self.stack: list[tuple[str, str]] = []
         self.paused = 0
+        self.assumed = False
+        """Whether a condition on the inputs was taken as true."""
         self.weighted: set[Any] = set()
         """Nodes that depend on the model's weights."""
         self.paths = {m: p for p, m in module.named_modules()}
@@ -182,6 +188,8 @@ class _Recorder:
             chooses = tensor.dtype == self.torch.bool or name.startswith("aten.nonzero")
             if chooses and self.node_of(tensor) in self.weighted:
                 raise OpboundError("which elements are chosen depends on activations")
+            if chooses:
+                self.assumed = True
 
     def record(self, target: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Adds a call whose result is known."""
@@ -254,7 +262,11 @@ class _Recorder:
         ]
         graph_module = torch.fx.GraphModule(torch.nn.Module(), self.graph)
         return TracedProgram(
-            graph_module, self.state, _Signature(self.specs, outputs), self.constants
+            graph_module,
+            self.state,
+            _Signature(self.specs, outputs),
+            self.constants,
+            (_ALL_CHOSEN,) if self.assumed else (),
         )
 
 

@@ -154,13 +154,30 @@ def test_module_that_cannot_be_traced():
     assert "\n" not in str(caught.value)
 
 
-def test_size_that_depends_on_data():
+def test_size_that_depends_on_activations():
+    class Selected(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+
+        def forward(self, x):
+            y = self.inner(x)
+            return y[y > 0].sum()
+
+    with pytest.raises(DimensionError, match="depends on data"):
+        importers.load(Selected(), example_inputs=(torch.randn(3),))
+
+
+def test_size_that_depends_on_the_inputs_is_the_largest_and_the_report_says_so():
     class Selected(nn.Module):
         def forward(self, x):
             return x[x > 0].sum()
 
-    with pytest.raises(DimensionError, match="depends on data"):
-        importers.load(Selected(), example_inputs=(torch.randn(3),))
+    model = importers.load(Selected(), example_inputs=(torch.randn(3, 5),))
+    assert model.importer.startswith("run-time trace")
+    assert any("taken as true everywhere" in note for note in model.notes)
+    (summed,) = (n for n in model.graph.nodes if n.op == "reduce_sum")
+    assert summed.inputs[0].type.shape == (15,)
 
 
 class Transformed(nn.Module):
