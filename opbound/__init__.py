@@ -43,6 +43,7 @@ def analyze(
     recompute: str = "none",
     optimizer: str | None = None,
     execution: str = "eager",
+    expert_imbalance: float = 1.0,
     allow_unknown: bool = False,
     example_inputs: object = None,
 ) -> Report:
@@ -74,6 +75,8 @@ def analyze(
         recompute: `none`, `selective` or `full`.
         optimizer: `adamw` or `sgd`, in training mode (adamw if not given).
         execution: `eager` (one kernel per operator) or `fused`.
+        expert_imbalance: in a mixture of experts, the tokens of the busiest expert (of the busiest rank,
+            with expert parallelism) over the mean.
         allow_unknown: keep operators without a record as rows that say `unknown`.
         example_inputs: arguments to trace a live module with.
 
@@ -105,6 +108,7 @@ def analyze(
         recompute=recompute,
         optimizer=optimizer,
         execution=execution,
+        expert_imbalance=expert_imbalance,
         allow_unknown=allow_unknown,
     )
     return run(model, options, example_inputs=example_inputs)
