@@ -31,8 +31,8 @@ def test_the_busiest_rank_decides_the_time_and_not_the_model_flops(mixture: str)
     assert "tokens are shared out evenly over the experts" in even.model.notes
     assert any("2 times the mean number of tokens" in note for note in uneven.model.notes)
     assert uneven.totals.step_time_s > even.totals.step_time_s
-    # The rate counts the model's own FLOPs, which routing does not change.
-    work = [r.totals.flops_per_s * r.totals.step_time_s for r in (even, uneven)]
+    # MFU counts the model's own FLOPs, which routing does not change.
+    work = [r.totals.mfu * r.totals.step_time_s for r in (even, uneven)]
     assert work[0] == pytest.approx(work[1])
 
     def sent(report: opbound.Report) -> int:
