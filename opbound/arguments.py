@@ -55,7 +55,18 @@ def build_parser() -> Parser:
     _add_annotate(commands)
     _add_hardware(commands)
     _add_validate(commands)
+    from opbound.commands import add_commands
+
+    add_commands(commands)
     return parser
+
+
+def add_analysis(parser: argparse.ArgumentParser) -> None:
+    """Adds all options of an analysis but the model."""
+    _add_device(parser)
+    _add_mode(parser)
+    _add_sizes(parser)
+    _add_strategy(parser)
 
 
 def _add_analyze(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -87,7 +98,7 @@ def _add_graph(commands: argparse._SubParsersAction[Parser]) -> None:
     _add_sizes(parser)
     _add_strategy(parser)
     group = parser.add_argument_group("output")
-    _add_file(group)
+    add_file(group)
     _add_rows(group, "one node per operator")
 
 
@@ -120,6 +131,10 @@ def _add_annotate(commands: argparse._SubParsersAction[Parser]) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     _add_device(parser)
+    _add_mode(parser)
+
+
+def _add_mode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=MODES, default="inference", help="default: %(default)s")
 
 
@@ -226,7 +241,7 @@ def _add_execution(group: argparse._ArgumentGroup) -> None:
 def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--format", choices=REPORT_FORMATS, default="table", help="default: %(default)s")
-    _add_file(group)
+    add_file(group)
     group.add_argument(
         "--top",
         type=_size,
@@ -236,7 +251,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     _add_rows(group, "one row per operator")
 
 
-def _add_file(group: argparse._ActionsContainer) -> None:
+def add_file(group: argparse._ActionsContainer) -> None:
+    """Adds the option that names the file to write."""
     group.add_argument("-o", "--output", metavar="FILE", help="write there, whole or not at all")
 
 
@@ -273,7 +289,7 @@ def _add_validate(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     group = parser.add_argument_group("output")
     group.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
-    _add_file(group)
+    add_file(group)
 
 
 def options_of(arguments: argparse.Namespace) -> Options:

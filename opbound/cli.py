@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from graph_ir.errors import OpboundError
+from graph_ir.garbage import no_collection
 
 if TYPE_CHECKING:
     import argparse
@@ -69,14 +70,20 @@ def _run(argv: Sequence[str] | None) -> int:
         return _hardware(arguments)
     if arguments.command == "validate":
         return _validate(arguments)
+    if arguments.command is not None:
+        return int(arguments.run(arguments))
     raise OpboundError("say what to do: `opbound analyze MODEL`, `opbound hardware` or --help")
 
 
+@no_collection()
 def _analyze(arguments: argparse.Namespace) -> int:
     from opbound.arguments import options_of
     from opbound.output import Output
     from opbound.progress import progress
+    from opbound.search_arguments import page_wanted, write_page
 
+    if page_wanted(arguments):
+        return write_page(arguments)
     options = options_of(arguments)
     # Opened before the work: nobody waits a minute to learn that the folder does not exist.
     with Output(arguments.output) as output:

@@ -1,0 +1,185 @@
+"""Which operator of one report is which of another: by name, else by structure.
+
+A name is no proof: exporters number nodes, and a node put in shifts all numbers after it. So operators
+match first where name *and* work agree, then by their work in the order of the model (a longest common
+subsequence), and only what is left by name alone, as changed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict, deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+from reports.report import OpRow
+
+Key = Callable[[OpRow], Hashable]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One operator in both reports, or in one of them."""
+
+    before: OpRow | None
+    after: OpRow | None
+    moved: bool = False
+    """Whether it stands elsewhere in the order of the model."""
+    place: int = 0
+    """Index of the last operator of the old report before it that is in both: what was taken out and put
+    in at one place belongs together."""
+
+    @property
+    def one(self) -> OpRow:
+        """The operator in the newer report that has it."""
+        row = self.after or self.before
+        if row is None:
+            raise ValueError("a match of nothing with nothing")
+        return row
+
+    @property
+    def same_work(self) -> bool:
+        """Whether both do the same."""
+        both = self.before is not None and self.after is not None
+        return both and work(self.before) == work(self.after)  # type: ignore[arg-type]
+
+    @property
+    def renamed(self) -> bool:
+        """Whether both have it, under two names."""
+        both = self.before is not None and self.after is not None
+        return both and self.before.label != self.after.label  # type: ignore[union-attr]
+
+
+def work(row: OpRow) -> tuple[Hashable, ...]:
+    """What an operator does, whatever it is called."""
+    moved = (row.bytes_read, row.bytes_written, row.bytes_communicated)
+    return (row.op, row.phase, row.count, row.shapes, row.dtypes, row.flops, *moved)
+
+
+def match_rows(before: Sequence[OpRow], after: Sequence[OpRow]) -> list[Match]:
+    """Matches the operators of two reports, one row per node, in the order of the newer one.
+
+    Every row is in exactly one match.
+    """
+    partner: dict[int, int] = {}
+    old: list[int] = list(range(len(before)))
+    new: list[int] = list(range(len(after)))
+
+    def join(pairs: Iterable[tuple[int, int]]) -> None:
+        nonlocal old, new
+        partner.update(pairs)
+        taken = set(partner.values())
+        old = [i for i in old if i not in partner]
+        new = [j for j in new if j not in taken]
+
+    def by(key: Key) -> tuple[list[Hashable], list[Hashable]]:
+        return [key(before[i]) for i in old], [key(after[j]) for j in new]
+
+    join(_equal(old, new, *by(lambda row: (row.label, work(row)))))
+    join(_aligned(old, new, *by(work)))
+    moved_from = len(partner)
+    join(_equal(old, new, *by(work)))
+    moved = set(list(partner)[moved_from:]) | _out_of_order(partner)
+    places = _places(partner, moved, len(before), len(after))
+    join(_equal(old, new, *by(lambda row: (row.label, row.op, row.phase))))
+    # At one place of the model an operator of the same kind is taken for the old one, changed.
+    old_keys: list[Hashable] = [(places[0][i], before[i].op, before[i].phase) for i in old]
+    new_keys: list[Hashable] = [(places[1][j], after[j].op, after[j].phase) for j in new]
+    join(_equal(old, new, old_keys, new_keys))
+    return _matches(before, after, partner, moved, places)
+
+
+def _equal(
+    old: Sequence[int],
+    new: Sequence[int],
+    old_keys: Sequence[Hashable],
+    new_keys: Sequence[Hashable],
+) -> list[tuple[int, int]]:
+    """Pairs of equal keys; equal ones among themselves in order."""
+    waiting: dict[Hashable, deque[int]] = defaultdict(deque)
+    for j, key in zip(new, new_keys, strict=True):
+        waiting[key].append(j)
+    return [
+        (i, waiting[key].popleft()) for i, key in zip(old, old_keys, strict=True) if waiting[key]
+    ]
+
+
+def _aligned(
+    old: Sequence[int],
+    new: Sequence[int],
+    old_keys: Sequence[Hashable],
+    new_keys: Sequence[Hashable],
+) -> list[tuple[int, int]]:
+    """Pairs of a longest common subsequence of the keys."""
+    from rapidfuzz.distance import LCSseq
+
+    numbers: dict[Hashable, int] = {}
+    left = [numbers.setdefault(key, len(numbers)) for key in old_keys]
+    right = [numbers.setdefault(key, len(numbers)) for key in new_keys]
+    pairs = []
+    for step in LCSseq.opcodes(left, right):
+        if step.tag == "equal":
+            pairs += list(
+                zip(
+                    old[step.src_start : step.src_end],
+                    new[step.dest_start : step.dest_end],
+                    strict=True,
+                )
+            )
+    return pairs
+
+
+def _out_of_order(partner: dict[int, int]) -> set[int]:
+    """Old indices outside a longest run of pairs whose order is the same in both."""
+    order = sorted(partner)
+    tails: list[int] = []
+    ends: list[int] = []
+    above: dict[int, int | None] = {}
+    for i in order:
+        at = bisect_left(tails, partner[i])
+        above[i] = ends[at - 1] if at else None
+        tails[at : at + 1] = [partner[i]]
+        ends[at : at + 1] = [i]
+    kept: set[int] = set()
+    last: int | None = ends[-1] if ends else None
+    while last is not None:
+        kept.add(last)
+        last = above[last]
+    return set(order) - kept
+
+
+def _places(
+    partner: dict[int, int], moved: set[int], old_count: int, new_count: int
+) -> tuple[list[int], list[int]]:
+    """For each index of both, the last old index before it that has stayed where it was."""
+    stayed = {i: j for i, j in partner.items() if i not in moved}
+    back = {j: i for i, j in stayed.items()}
+    places: tuple[list[int], list[int]] = ([], [])
+    for count, anchors, found in (
+        (old_count, {i: i for i in stayed}, places[0]),
+        (new_count, back, places[1]),
+    ):
+        last = -1
+        for index in range(count):
+            last = anchors.get(index, last)
+            found.append(last)
+    return places
+
+
+def _matches(
+    before: Sequence[OpRow],
+    after: Sequence[OpRow],
+    partner: dict[int, int],
+    moved: set[int],
+    places: tuple[list[int], list[int]],
+) -> list[Match]:
+    back = {j: i for i, j in partner.items()}
+    found = []
+    for j, row in enumerate(after):
+        i = back.get(j)
+        old = before[i] if i is not None else None
+        found.append(((places[1][j], 1, j), Match(old, row, i in moved, places[1][j])))
+    for i, row in enumerate(before):
+        if i not in partner:
+            found.append(((places[0][i], 0, i), Match(row, None, False, places[0][i])))
+    return [match for _, match in sorted(found, key=lambda pair: pair[0])]
