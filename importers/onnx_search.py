@@ -1,4 +1,4 @@
-"""BeamSearch, GreedySearch and Sampling of com.microsoft: a whole generation in one node.
+"""BeamSearch (Whisper's too), GreedySearch and Sampling of com.microsoft: a whole generation in one node.
 
 The prompt goes through the encoder or the first decoder once; then the decoder runs once per further
 token. Its cost grows linearly with the cache, so the middle step, counted as often as there are steps,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _ENCODED = ("encoder_hidden_states", "encoder_attention_mask", "cross")
 _CACHE_RANK = 3
+_BEAM_SEARCHES = ("BeamSearch", "WhisperBeamSearch")
 
 
 def _known(value: OnnxValue | None) -> int | None:
@@ -75,7 +76,7 @@ def _search(resolver: Resolver, node: NodeProto, resolved: OnnxNode, scope: Scop
             f"is counted {steps - 1} times with {past} tokens in the cache, their mean."
         ] = None
     returned = _known(resolved.input(4)) or 1
-    many = resolved.op_type == "BeamSearch"
+    many = resolved.op_type in _BEAM_SEARCHES
     shapes = [
         (batch, returned, total) if many else (batch, total),
         (batch, returned),
@@ -92,7 +93,7 @@ def _search(resolver: Resolver, node: NodeProto, resolved: OnnxNode, scope: Scop
 
 
 def _beams(resolved: OnnxNode) -> int:
-    if resolved.op_type != "BeamSearch":
+    if resolved.op_type not in _BEAM_SEARCHES:
         return 1
     beams = _known(resolved.input(3))
     if beams is None:
@@ -199,8 +200,6 @@ def _written(resolved: OnnxNode, value: OnnxValue) -> OnnxNode:
     )
 
 
-SPECIAL: Mapping[str, Special] = {
-    "BeamSearch": _search,
-    "GreedySearch": _search,
-    "Sampling": _search,
-}
+SPECIAL: Mapping[str, Special] = dict.fromkeys(
+    (*_BEAM_SEARCHES, "GreedySearch", "Sampling"), _search
+)

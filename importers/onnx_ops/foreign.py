@@ -36,8 +36,8 @@ _DOMAINS = frozenset(
     }
 )
 """Domains whose operators import without a rule."""
-_COMPILED = frozenset({"EPContext", "Snpe", "PackedSparseAttentionIndexer"})
-"""Of com.microsoft: parts that were compiled for one device, and what has no fixed cost."""
+_COMPILED = frozenset({"AttnLSTM", "EPContext", "Snpe"})
+"""Of com.microsoft: parts that were compiled for one device, and what its authors have given up."""
 _CAFFE2 = frozenset({"GRUUnit", "DynamicSlice", "GivenTensorFill"})
 _SUPPRESSIONS: Mapping[str, str] = {
     "EfficientNMS_TRT": "max_output_boxes",

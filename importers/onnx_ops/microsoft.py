@@ -113,28 +113,6 @@ def _activated(e: Emitter, node: OnnxNode, value: Value) -> Value:
     return e.emit(node, op, [value], value.type, {"epilogue": True}, "activation")
 
 
-@rule("MatMulNBits", "MatMulBnb4", domain=MICROSOFT)
-def matmul_bits(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
-    """x[..., k] times a packed low-bit weight [n, k], which is rescaled block by block.
-
-    The weight is counted by its true bits, not by the bytes it is packed in.
-    """
-    k, n = node.attributes["K"], node.attributes["N"]
-    bits = node.attributes.get("bits", 4)
-    packed = required(node, 1)
-    label = {2: "uint2", 4: "uint4", 8: "uint8"}.get(bits)
-    if label is None:
-        raise ModelFileError(f"{node.label} has weights of {bits} bits: 2, 4 or 8 are read")
-    dtype = DType.FLOAT4_E2M1 if node.op_type == "MatMulBnb4" else DType.parse(label)
-    weight = e.builder.add_input(packed.name, TensorType((n, k), dtype), "parameter")
-    result = e.emit(node, "linear", [e.at(node, 0), weight], e.result_type(node))
-    scales = [e.operand(v) for v in node.inputs[2:4] if v is not None]
-    if scales:
-        attrs = {"epilogue": True}
-        result = e.emit(node, "apply_scales", [result, *scales], result.type, attrs, "scales")
-    return [e.add_bias(node, result, node.input(5))]
-
-
 @rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)
 def skip_norm(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     """norm(x + skip + bias); the sum is the fourth result."""
@@ -216,7 +194,8 @@ def group_norm(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     return [result, total]
 
 
-def _matmul_types(node: OnnxNode) -> Sequence[TensorType | None]:
+def matmul_types(node: OnnxNode) -> Sequence[TensorType | None]:
+    """Type of a product whose operands may be transposed."""
     a, b = required(node, 0).type, required(node, 1).type
     left, right = list(a.shape), list(b.shape)
     if node.attributes.get("transA"):
@@ -226,31 +205,6 @@ def _matmul_types(node: OnnxNode) -> Sequence[TensorType | None]:
     if len(left) < 2 or len(right) < 2 or left[-1] != right[-2]:
         raise ModelFileError(f"{node.label}: shapes {list(a.shape)} and {list(b.shape)} do not fit")
     return [a.with_shape((*broadcast_shape(left[:-2], right[:-2]), left[-2], right[-1]))]
-
-
-def _bits_types(node: OnnxNode) -> Sequence[TensorType | None]:
-    x = required(node, 0).type
-    k, n = node.attributes.get("K", 0), node.attributes.get("N", 0)
-    if not x.shape or x.shape[-1] != k:
-        raise ModelFileError(f"{node.label}: operand {list(x.shape)} does not end in K = {k}")
-    block, bits = node.attributes.get("block_size", 0), node.attributes.get("bits", 4)
-    if block <= 0:
-        raise ModelFileError(f"{node.label} has block_size {block}")
-    blocks = -(-k // block)
-    scales = node.input(2)
-    need = n * blocks if node.op_type == "MatMulNBits" else -(-n * k // block)
-    if scales is not None and scales.type.elements != need:
-        raise ModelFileError(
-            f"{node.label} has {scales.type.elements} scales where N = {n}, K = {k} and blocks of "
-            f"{block} need {need}"
-        )
-    needed = n * blocks * -(-block * bits // 8)
-    packed = required(node, 1).type
-    if node.op_type == "MatMulNBits" and packed.bytes != needed:
-        raise ModelFileError(
-            f"{node.label} has {packed.bytes} bytes of weights, {needed} are needed"
-        )
-    return [x.with_shape((*x.shape[:-1], n))]
 
 
 def _skip_types(node: OnnxNode) -> Sequence[TensorType | None]:
@@ -276,7 +230,7 @@ def _gemm_types(node: OnnxNode) -> Sequence[TensorType | None]:
     a = required(node, 0).type
     if prod(a.shape) == 0 and len(a.shape) != 2:
         raise ModelFileError(f"{node.label} needs matrices")
-    return _matmul_types(node)
+    return matmul_types(node)
 
 
 def _conv_types(node: OnnxNode) -> Sequence[TensorType | None]:
@@ -296,14 +250,12 @@ TYPE_RULES: Mapping[tuple[str, str], Callable[[OnnxNode], Sequence[Any]]] = {
         )
     },
     (MICROSOFT, "BiasDropout"): _two_of_first,
-    (MICROSOFT, "FusedMatMul"): _matmul_types,
-    (MICROSOFT, "FusedMatMulActivation"): _matmul_types,
-    (MICROSOFT, "TransposeMatMul"): _matmul_types,
+    (MICROSOFT, "FusedMatMul"): matmul_types,
+    (MICROSOFT, "FusedMatMulActivation"): matmul_types,
+    (MICROSOFT, "TransposeMatMul"): matmul_types,
     (MICROSOFT, "FusedGemm"): _gemm_types,
     (MICROSOFT, "GemmFastGelu"): _gemm_types,
     (MICROSOFT, "FusedConv"): _conv_types,
-    (MICROSOFT, "MatMulNBits"): _bits_types,
-    (MICROSOFT, "MatMulBnb4"): _bits_types,
     (MICROSOFT, "SkipLayerNormalization"): _skip_types,
     (MICROSOFT, "SkipSimplifiedLayerNormalization"): _skip_types,
     (MICROSOFT, "SimplifiedLayerNormalization"): _two_of_first,

@@ -133,7 +133,7 @@ def group_query(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
 def attention(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     """The projection of x[b, s, i] by one weight [i, q + k + v], then attention."""
     x, weight = e.at(node, 0), e.at(node, 1)
-    widths = _widths(node)
+    widths = widths_of(node)
     packed_type = x.type.with_shape((*x.type.shape[:2], sum(widths)))
     packed = e.emit(node, "matmul", [x, weight], packed_type, None, "projection")
     packed = e.add_bias(node, packed, node.input(2))
@@ -144,7 +144,7 @@ def attention(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
 def quantized_attention(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     """The same with an integer projection, whose sums become floats before the bias."""
     x, weight = e.at(node, 0), e.at(node, 1)
-    widths = _widths(node)
+    widths = widths_of(node)
     out = e.result_type(node).with_shape((*x.type.shape[:2], sum(widths)))
     wide = out.with_dtype(DType.INT32)
     sums = e.emit(node, "matmul", [x, weight], wide, None, "projection")
@@ -196,7 +196,8 @@ def _attend(
     return [out, present]
 
 
-def _widths(node: OnnxNode) -> tuple[int, int, int]:
+def widths_of(node: OnnxNode) -> tuple[int, int, int]:
+    """How wide query, key and value are in one packed projection."""
     sizes = node.attributes.get("qkv_hidden_sizes")
     if sizes:
         return (sizes[0], sizes[1], sizes[2])
@@ -254,7 +255,7 @@ def _is_buffer(past: OnnxValue, total: int) -> bool:
 
 def _attention_types(node: OnnxNode) -> Sequence[TensorType | None]:
     x = required(node, 0).type
-    widths = _widths(node)
+    widths = widths_of(node)
     heads = node.attributes.get("num_heads", 0)
     if heads < 1 or len(x.shape) != 3:
         raise ModelFileError(f"{node.label} needs num_heads and a 3-D operand")

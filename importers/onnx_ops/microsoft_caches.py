@@ -99,6 +99,13 @@ def sparse(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
 @rule("PagedAttention", domain=MICROSOFT)
 def paged(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     """Tokens of several sequences in a row, over a cache in blocks, which the kernel reads in place."""
+    return emit_paged(e, node, 8)
+
+
+def emit_paged(
+    e: Emitter, node: OnnxNode, cosine: int, most: int | None = None
+) -> Sequence[Value | None]:
+    """The same with rotary tables from operand `cosine` on, and at most `most` keys per query."""
     heads, groups = node.attributes["num_heads"], node.attributes["kv_num_heads"]
     batch, length, keys = _paged_sizes(node)
     query = e.at(node, 0)
@@ -114,7 +121,7 @@ def paged(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     head = query.type.shape[1] // heads
     q = e.reshape(node, query, (batch, heads, length, head), "query_heads")
     k = e.reshape(node, key, (tokens, groups, key.type.shape[1] // groups), "key_heads")
-    q, k = turned(e, node, q, k, 8)
+    q, k = turned(e, node, q, k, cosine)
     seen, presents = [], []
     for name, new, index in (("key", k, 3), ("value", value, 4)):
         cache = e.at(node, index)
@@ -125,10 +132,10 @@ def paged(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
         presents.append(e.reshape(node, written, cache.type.shape, f"{name}_cache"))
         shape = (batch, groups, part.type.shape[0] // batch, rest[-1])
         whole = first_part(e, node, part, 0, shape[2] * batch, f"{name}_whole")
-        seen.append(e.reshape(node, whole, shape, f"{name}_seen"))
-    result = emit_attention(
-        e, node, [q, *seen], causal=length > 1, scale=node.attributes.get("scale")
-    )
+        visible = e.reshape(node, whole, shape, f"{name}_seen")
+        seen.append(first_part(e, node, visible, 2, most or shape[2], f"{name}_picked"))
+    causal = length > 1 and (most is None or most >= seen[0].type.shape[2])
+    result = emit_attention(e, node, [q, *seen], causal=causal, scale=node.attributes.get("scale"))
     return [e.reshape(node, result, e.result_type(node).shape, "output"), *presents]
 
 
@@ -200,7 +207,8 @@ def _sparse_types(node: OnnxNode) -> Sequence[TensorType | None]:
     return [x.with_shape((*x.shape[:2], heads * key.shape[3])), key, value]
 
 
-def _paged_types(node: OnnxNode) -> Sequence[TensorType | None]:
+def paged_types(node: OnnxNode) -> Sequence[TensorType | None]:
+    """Types of the result and of both caches."""
     heads, groups = node.attributes.get("num_heads", 0), node.attributes.get("kv_num_heads", 0)
     x, key, value = required(node, 0).type, required(node, 3).type, required(node, 4).type
     if min(heads, groups) < 1 or len(x.shape) != 2 or min(len(key.shape), len(value.shape)) != 4:
@@ -233,7 +241,7 @@ def _packed_types(node: OnnxNode) -> Sequence[TensorType | None]:
 
 TYPE_RULES: Mapping[tuple[str, str], Callable[[OnnxNode], Sequence[Any]]] = {
     (MICROSOFT, "SparseAttention"): _sparse_types,
-    (MICROSOFT, "PagedAttention"): _paged_types,
+    (MICROSOFT, "PagedAttention"): paged_types,
     (MICROSOFT, "DecoderMaskedMultiHeadAttention"): _one_token_types,
     (MICROSOFT, "PackedMultiHeadAttention"): _packed_types,
 }

@@ -6,30 +6,37 @@ another. Steps repeat, so the graph's folding keeps one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from graph_ir.errors import ModelFileError
 from graph_ir.graph import Value
-from graph_ir.tensor_type import TensorType
+from graph_ir.tensor_type import DType, TensorType
 from importers.onnx_ops.emitter import Emitter, required, rule
 from importers.onnx_values import OnnxNode
 
+_QUANTIZED = "DynamicQuantizeLSTM"
 _MAX_STEPS = 4096
 
 # (emitter, node, gates of the input, gates of the state, state, cell, label) -> (state, cell)
 _Cell = Callable[..., tuple[Value, Value | None]]
 
 
+@rule(_QUANTIZED, domain="com.microsoft")
 @rule("RNN", "LSTM", "GRU")
 def recurrent(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
-    """X[s, b, i], W[dirs, gates h, i], R[dirs, gates h, h], B, lengths, initial states."""
+    """X[s, b, i], W[dirs, gates h, i], R[dirs, gates h, h], B, lengths, initial states.
+
+    The quantised form has its weights the other way round, [dirs, i, gates h].
+    """
     x_value, weight = required(node, 0), required(node, 1)
     batch_first = bool(node.attributes.get("layout", 0))
     x = e.at(node, 0)
     if batch_first:
         x = e.transpose(node, x, (1, 0, 2), "time_major")
     steps, batch, _ = x.type.shape
-    directions, width, _ = weight.shape
+    quantized = node.op_type == _QUANTIZED
+    directions, width = weight.shape[0], weight.shape[2 if quantized else 1]
     hidden = node.attributes.get("hidden_size") or required(node, 2).shape[-1]
     if steps > _MAX_STEPS:
         raise ModelFileError(
@@ -46,7 +53,7 @@ def recurrent(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     y = run.join(outputs, "output", axis=1, shape=(steps, directions, batch, hidden))
     last = run.join(states, "last_state", axis=0, shape=(directions, batch, hidden))
     found: list[Value | None] = [y, last]
-    if node.op_type == "LSTM":
+    if node.op_type in ("LSTM", _QUANTIZED):
         kept = [c for c in cells if c is not None]
         found.append(run.join(kept, "last_cell", axis=0, shape=(directions, batch, hidden)))
     if batch_first:
@@ -75,14 +82,17 @@ class _Run:
         self.e, self.node, self.x = e, node, x
         self.steps, self.batch, self.hidden, self.width = steps, batch, hidden, width
         self.type = e.type_of(type_)
+        self.quantized = node.op_type == _QUANTIZED
+        self.place = (0, 1)
+        """The present direction and how many there are."""
 
     def direction(self, index: int, count: int) -> tuple[Value, Value, Value | None]:
         """All steps of one direction: the results [s, b, h], the last state and cell."""
         e, node, tag = self.e, self.node, f"direction{index}."
-        weight = self.part(1, index, count, (self.width, self.x.type.shape[2]), f"{tag}W")
-        recurrence = self.part(2, index, count, (self.width, self.hidden), f"{tag}R")
-        gates_type = self.type.with_shape((self.steps, self.batch, self.width))
-        gates = e.emit(node, "linear", [self.x, weight], gates_type, None, f"{tag}input")
+        self.place = (index, count)
+        weight = self.matrix(1, index, count, self.x.type.shape[2], f"{tag}W")
+        recurrence = self.matrix(2, index, count, self.hidden, f"{tag}R")
+        gates = self.product(self.x, weight, f"{tag}input", 8)
         if node.input(3) is not None:
             bias = self.part(3, index, count, (2 * self.width,), f"{tag}B")
             halves = [self.type.with_shape((self.width,))] * 2
@@ -99,7 +109,7 @@ class _Run:
             types = [step_type] * self.steps
             per_step = list(e.emit_all(node, "split", [gates], types, attrs, f"{tag}steps"))
         state = self.initial(5, index, count, f"{tag}state")
-        cell = self.initial(6, index, count, f"{tag}cell") if node.op_type == "LSTM" else None
+        cell = self.initial(6, index, count, f"{tag}cell") if "LSTM" in node.op_type else None
         reverse = node.attributes.get("direction", b"forward") in (b"reverse", "reverse")
         order = range(self.steps)
         order = order[::-1] if reverse or index == 1 else order
@@ -113,6 +123,11 @@ class _Run:
         ordered = [results[i] for i in range(self.steps)]
         shape = (self.steps, self.batch, self.hidden)
         return self.join(ordered, f"{tag}sequence", 0, shape), state, cell
+
+    def matrix(self, operand: int, index: int, count: int, inner: int, label: str) -> Value:
+        """One direction's weight."""
+        shape = (inner, self.width) if self.quantized else (self.width, inner)
+        return self.part(operand, index, count, shape, label)
 
     def part(
         self, operand: int, index: int, count: int, shape: tuple[int, ...], label: str
@@ -146,10 +161,20 @@ class _Run:
         type_ = self.type.with_shape(shape)
         return self.e.emit(self.node, "concat", pieces, type_, {"axis": axis}, label)
 
-    def product(self, state: Value, weight: Value, label: str) -> Value:
-        """state[b, h] times weight[n, h]."""
-        type_ = self.type.with_shape((self.batch, weight.type.shape[0]))
-        return self.e.emit(self.node, "linear", [state, weight], type_, None, label)
+    def product(self, x: Value, weight: Value, label: str, scale: int = 10) -> Value:
+        """x[..., i] times a weight; in integers if the weight is, with operand `scale` to go back."""
+        out = x.type.with_shape((*x.type.shape[:-1], self.width))
+        if not self.quantized:
+            return self.e.emit(self.node, "linear", [x, weight], out, None, label)
+        inner = required(self.node, scale).shape[1:]
+        factor = self.part(scale, *self.place, inner, f"{label}.scale")
+        levels = x.type.with_dtype(DType.UINT8)
+        # The operand is quantised by its own range.
+        whole = self.e.emit(self.node, "quantize", [x], levels, {"axis": -1}, f"{label}.levels")
+        wide = out.with_dtype(DType.INT32)
+        sums = self.e.emit(self.node, "matmul", [whole, weight], wide, None, label)
+        attrs = {"axis": -1, "epilogue": True}
+        return self.e.emit(self.node, "dequantize", [sums, factor], out, attrs, f"{label}.floats")
 
     def pointwise(self, op: str, operands: Sequence[Value], label: str) -> Value:
         """An elementwise operator on values of one shape."""
@@ -205,4 +230,18 @@ def _gru(
     return run.pointwise("add", [h, change], f"{label}state"), None
 
 
-_CELLS: dict[str, _Cell] = {"RNN": _rnn, "LSTM": _lstm, "GRU": _gru}
+_CELLS: dict[str, _Cell] = {"RNN": _rnn, "LSTM": _lstm, "GRU": _gru, _QUANTIZED: _lstm}
+
+
+def _quantized_types(node: OnnxNode) -> Sequence[TensorType | None]:
+    x, weight = required(node, 0).type, required(node, 1).shape
+    if len(x.shape) != 3 or len(weight) != 3:
+        raise ModelFileError(f"{node.label}: {list(x.shape)} and {list(weight)} do not fit")
+    (steps, batch, _), directions, hidden = x.shape, weight[0], weight[2] // 4
+    state = x.with_shape((directions, batch, hidden))
+    return [x.with_shape((steps, directions, batch, hidden)), state, state]
+
+
+TYPE_RULES: Mapping[tuple[str, str], Callable[[OnnxNode], Sequence[Any]]] = {
+    ("com.microsoft", _QUANTIZED): _quantized_types,
+}

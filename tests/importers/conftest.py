@@ -46,6 +46,56 @@ def onnx_model(tmp_path):
     return write
 
 
+LETTERS = {
+    "f": onnx.TensorProto.FLOAT,
+    "h": onnx.TensorProto.FLOAT16,
+    "?": onnx.TensorProto.BOOL,
+    "b": onnx.TensorProto.INT8,
+    "B": onnx.TensorProto.UINT8,
+    "i": onnx.TensorProto.INT32,
+    "l": onnx.TensorProto.INT64,
+    "8": onnx.TensorProto.FLOAT8E4M3FN,
+    "s": onnx.TensorProto.STRING,
+}
+
+
+@pytest.fixture
+def node_model(tmp_path):
+    """Writes a model of one node, `domain::Name`, whose result shapes the file leaves open.
+
+    Operands are shapes with a letter of LETTERS in front, arrays (initializers), or None where absent.
+    """
+
+    def write(op, operands, outputs=1, attributes=None, opset=21):
+        domain, _, name = op.rpartition("::")
+        names = ["" if x is None else f"x{i}" for i, x in enumerate(operands)]
+        weights = [
+            onnx.numpy_helper.from_array(x, f"x{i}")
+            for i, x in enumerate(operands)
+            if isinstance(x, np.ndarray)
+        ]
+        inputs = [
+            onnx.helper.make_tensor_value_info(f"x{i}", LETTERS[x[0]], x[1:])
+            for i, x in enumerate(operands)
+            if isinstance(x, tuple)
+        ]
+        results = [f"y{i}" for i in range(outputs)]
+        infos = [onnx.helper.make_tensor_value_info(r, 1, None) for r in results]
+        node = onnx.helper.make_node(
+            name, names, results, "node", domain=domain, **(attributes or {})
+        )
+        graph = onnx.helper.make_graph([node], "g", inputs, infos, initializer=weights)
+        imports = [
+            onnx.helper.make_opsetid(d, opset if d == "" else 1)
+            for d in dict.fromkeys(("", "com.microsoft", domain))
+        ]
+        path = tmp_path / "node.onnx"
+        onnx.save(onnx.helper.make_model(graph, opset_imports=imports, ir_version=10), path)
+        return path
+
+    return write
+
+
 @pytest.fixture
 def contraction_flops():
     """FLOPs of everything in a graph that multiplies and sums."""
