@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from graph_ir.errors import ModelFileError, OpboundError, UnknownOperatorError
+from graph_ir.garbage import no_collection
 from graph_ir.graph import Graph, GraphBuilder, Value
 from graph_ir.op_def import all_ops
 from graph_ir.tensor_type import DType
@@ -56,7 +55,7 @@ def import_onnx(path: str | Path, options: ImportOptions) -> ImportedModel:
     binder = DimBinder(_step(options))
     resolver = Resolver(file.model, binder, _has_rule, TYPE_RULES, partial(_flops_of, options))
     try:
-        with _no_collection():
+        with no_collection():
             graph = _build(resolver, file.model, path.stem, options)
     except OpboundError as error:
         # Names in a file may hold anything, also line breaks.
@@ -85,18 +84,6 @@ def import_onnx(path: str | Path, options: ImportOptions) -> ImportedModel:
     )
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keeps the cyclic garbage collector off: it would walk a graph again and again while it grows."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
 def _step(options: ImportOptions) -> ImportOptions:
     """A prefill starts with an empty cache; a decode step adds one token, whatever the prompt was."""
     if options.mode == "prefill":
@@ -120,7 +107,7 @@ def _build(resolver: Resolver, model: ModelProto, name: str, options: ImportOpti
     for value in inputs:
         emitter.add_input(value)
     for node in resolver.nodes:
-        resolver.place = node.label
+        resolver.at = node
         _translate(emitter, node, options)
     results = []
     for value in outputs:

@@ -252,7 +252,10 @@ def complete_type(
         DimensionError: the rank is known, but a dim is not, and nothing bounds it.
     """
     name = node.output[index]
-    stated = partial_type(declared.type) if declared is not None else None
+    if inferred is not None and inferred[1] is not None and None not in inferred[1]:
+        stated = None  # Nothing is left open.
+    else:
+        stated = partial_type(declared.type) if declared is not None else None
     if inferred is None or inferred[1] is None:
         dtype = inferred[0] if inferred else stated[0] if stated else None
         given = binder.all_of(name)

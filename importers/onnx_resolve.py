@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from graph_ir.errors import (
@@ -25,7 +26,7 @@ from importers.onnx_functions import instantiate, schema_body
 from importers.onnx_names import module_of, name_of
 from importers.onnx_scope import Scope, canonical_domain
 from importers.onnx_settle import Settler, TypeRule
-from importers.onnx_structure import MAX_DEPTH, in_order, node_label, use_counts
+from importers.onnx_structure import MAX_DEPTH, in_order, node_label, reads
 from importers.onnx_values import OnnxNode, OnnxValue, checked_shape, dtype_of
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Resolver:
         type_rules: Mapping[tuple[str, str], TypeRule],
         flops_of: Callable[[list[OnnxNode]], int],
     ) -> None:
+        from onnx import helper
+
         self.binder = binder
         self.answers = binder.answers
         self.flops_of = flops_of
@@ -64,9 +67,17 @@ class Resolver:
         self.settler = Settler(binder, type_rules)
         self.nodes: list[OnnxNode] = []
         self.count = 1
-        self.place = "its inputs"
-        """What is being read, for errors."""
+        self.at: NodeProto | OnnxNode | None = None
+        """The node that is being read, for errors."""
+        self._attribute_value = helper.get_attribute_value
         self._budget = len(model.graph.node) + _EXPANSION_BUDGET
+
+    @property
+    def place(self) -> str:
+        """What is being read, for errors."""
+        if self.at is None:
+            return "its inputs"
+        return self.at.label if isinstance(self.at, OnnxNode) else node_label(self.at)
 
     @property
     def notes(self) -> dict[str, None]:
@@ -116,16 +127,16 @@ class Resolver:
         return [self._result(name, scope) for name in names]
 
     def _nodes(self, nodes: Sequence[NodeProto], outputs: Sequence[str], scope: Scope) -> None:
-        visible = scope.names()
-        scope.uses = use_counts(nodes, outputs)
-        for node in in_order(nodes, visible):
+        read = [list(reads(node)) for node in nodes]
+        scope.uses = Counter(chain(outputs, *read))
+        for node in in_order(nodes, read, scope.names()):
             self._budget -= 1
             if self._budget < 0:
                 raise ModelFileError(
                     f"functions and loops expand to more than {_EXPANSION_BUDGET} nodes beyond "
                     f"those in the file (at {node_label(node)})"
                 )
-            self.place = node_label(node)
+            self.at = node
             self.visit(node, scope)
 
     def _result(self, name: str, scope: Scope) -> OnnxValue:
@@ -172,9 +183,7 @@ class Resolver:
         inputs: list[OnnxValue | None],
         scope: Scope,
     ) -> OnnxNode:
-        from onnx import helper
-
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        attributes = {a.name: self._attribute_value(a) for a in node.attribute}
         name = name_of(node)
         version = scope.opsets.get(domain, 1)
         return OnnxNode(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -48,18 +47,14 @@ def reads(node: NodeProto, depth: int = 0) -> Iterator[str]:
         yield from (o.name for o in graph.output if o.name not in own)
 
 
-def use_counts(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> Counter[str]:
-    """How many readers each name has; being a graph result counts as one."""
-    counts = Counter(name for node in nodes for name in reads(node))
-    counts.update(outputs)
-    return counts
-
-
-def in_order(nodes: Sequence[NodeProto], available: set[str]) -> list[NodeProto]:
+def in_order(
+    nodes: Sequence[NodeProto], read: Sequence[Sequence[str]], available: set[str]
+) -> list[NodeProto]:
     """The nodes in an order in which every name is produced before it is read.
 
     Args:
         nodes: in the file's order, which is kept where it is valid.
+        read: for each node, what it `reads`.
         available: names that exist before the first node.
 
     Raises:
@@ -77,8 +72,8 @@ def in_order(nodes: Sequence[NodeProto], available: set[str]) -> list[NodeProto]
             producer[name] = index
     needs: list[list[str]] = []
     sorted_already = True
-    for index, node in enumerate(nodes):
-        names = list(dict.fromkeys(n for n in reads(node) if n not in available))
+    for index, (node, all_names) in enumerate(zip(nodes, read, strict=True)):
+        names = [n for n in dict.fromkeys(all_names) if n not in available]
         for name in names:
             if name not in producer:
                 raise ModelFileError(f"{node_label(node)} reads {name!r}, which nothing produces")

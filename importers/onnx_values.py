@@ -119,10 +119,10 @@ def tensor_value(tensor: TensorProto, name: str, where: str) -> OnnxValue:
 
 def read_array(tensor: TensorProto, type_: TensorType, where: str) -> Array | None:
     """The tensor's elements, or None where they were left on disk or are of no use for shapes."""
-    from onnx import numpy_helper
-
     if not payload_is_here(tensor) or type_.dtype.kind == "string":
         return None
+    from onnx import numpy_helper
+
     try:
         array: Array = numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as error:

@@ -49,6 +49,7 @@ class Emitter:
         """Replaces the ordinary floating-point types, if given."""
         self.training = training
         self._values: dict[OnnxValue, Value] = {}
+        self._owner: tuple[OnnxNode | None, str] = (None, "")
 
     def type_of(self, type_: TensorType) -> TensorType:
         """The type that a tensor of the file has in the graph."""
@@ -160,7 +161,7 @@ class Emitter:
             types,
             attrs,
             name=f"{node.name}.{label}" if label else node.name,
-            module=node.module or _module_of_weights(node),
+            module=node.module or self._module_of_weights(node),
         )
         if node.count > 1:
             # The same memory serves each time: only the operator repeats.
@@ -172,6 +173,14 @@ class Emitter:
             shapes = ", ".join(str(list(v.type.shape)) for v in operands)
             raise ModelFileError(f"{node.label}: operands {shapes} do not fit ({error})") from error
         return results
+
+    def _module_of_weights(self, node: OnnxNode) -> str:
+        """The module that owns the node's first weight, by the weight's name."""
+        if self._owner[0] is not node:  # A node of many operands emits many operators.
+            weights = (v.name for v in node.inputs if v is not None and v.origin == "weight")
+            modules = map(module_from_weight, weights)
+            self._owner = (node, next((m for m in modules if m), ""))
+        return self._owner[1]
 
     def reshape(
         self, node: OnnxNode, value: Value, shape: Sequence[int], label: str = "reshape"
@@ -279,13 +288,3 @@ def _kind_of(value: OnnxValue) -> ValueKind:
     if value.dtype.is_float or value.dtype.bits <= _SMALL_WEIGHT_BITS:
         return "buffer" if value.dtype.kind == "bool" else "parameter"
     return "buffer"
-
-
-def _module_of_weights(node: OnnxNode) -> str:
-    """The module that owns the node's first weight, by the weight's name."""
-    for value in node.inputs:
-        if value is not None and value.origin == "weight":
-            module = module_from_weight(value.name)
-            if module:
-                return module
-    return ""
