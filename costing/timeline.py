@@ -153,6 +153,8 @@ def once_per_step(graph: Graph, late_sends: frozenset[str] = frozenset()) -> fro
         works = works or bool(node.attrs.get("every_microbatch"))
         if works or any(v in needed for v in node.outputs):
             needed.update(node.inputs)
+            # What a repeated block carries begins with a value from before the block.
+            needed.update(graph.carries[v].initial for v in node.inputs if v in graph.carries)
         elif (
             kind == "collective"
             and node.during != "forward"

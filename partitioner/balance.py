@@ -13,6 +13,8 @@ Array = NDArray[np.float64]
 _ROUNDS = 50
 """Halvings of the interval in which the worst stage's cost is sought: 1e-15 of it is left."""
 
+_ROUNDING = 1 + 1e-12
+
 
 @dataclass(frozen=True)
 class Load:
@@ -73,26 +75,30 @@ def balanced_cuts(loads: Sequence[Load], stages: int) -> list[int] | None:
 def _cut(
     lines: Sequence[Sequence[tuple[Array, Array]]], limits: Sequence[float], count: int
 ) -> list[int] | None:
-    """Cuts at which no stage exceeds any limit.
+    """Cuts at which no stage exceeds any limit, and of those some that share out evenly.
 
     A stage that begins later bears less, so of all places where the stage before can end, the last one
     before a place decides whether a stage can end there.
     """
     places = np.arange(count + 1)
-    reached = places == 0
-    origins = []
+    reached = [places == 0]
     for line in lines:
         # The last place, before each place, at which this stage can begin.
-        begin = np.maximum.accumulate(np.where(reached, places, -1))
+        begin = np.maximum.accumulate(np.where(reached[-1], places, -1))
         begin = np.concatenate([[-1], begin[:-1]])
         fits = begin >= 0
         for (before, ends), limit in zip(line, limits, strict=True):
-            fits &= ends - before[begin] <= limit * (1 + 1e-12)
-        reached = fits
-        origins.append(begin)
-    if not reached[count]:
+            fits &= ends - before[begin] <= limit * _ROUNDING
+        reached.append(fits)
+    if not reached[-1][count]:
         return None
     cuts = [count]
-    for begin in reversed(origins):
-        cuts.append(int(begin[cuts[-1]]))
-    return cuts[-2:0:-1]
+    for stage in reversed(range(1, len(lines))):
+        end = cuts[-1]
+        begins = reached[stage][:end].copy()
+        for (before, ends), limit in zip(lines[stage], limits, strict=True):
+            begins &= ends[end] - before[:end] <= limit * _ROUNDING
+        before, ends = lines[stage][0]
+        share = before[end] * stage / (stage + 1)
+        cuts.append(min(np.flatnonzero(begins).tolist(), key=lambda i: abs(before[i] - share)))
+    return cuts[:0:-1]

@@ -14,6 +14,7 @@ from graph_ir.partitioned import Stage
 from partitioner.balance import Load, balanced_cuts
 from partitioner.cells import Cells, Group
 from partitioner.mesh import MeshAxis
+from partitioner.mirror import mirrored
 from partitioner.shared_weights import spread, weights_with_sums
 from partitioner.stage_graph import Exchange, Held, StageBuilder, Transfer
 
@@ -167,12 +168,22 @@ class Cutter:
                 tuple(t.key for t in sent),
                 tuple(builder.exchanges),
                 builder.elsewhere,
+                self._ranks(i) if len(self._ranks(i)) > 1 else None,
             )
             if key not in known:
                 label = f"cells {bounds[i]}-{bounds[i + 1] - 1}"
-                known[key] = Stage(builder.build(received[i], sent), label)
+                known[key] = Stage(
+                    self._summed_over_copies(builder.build(received[i], sent), i), label
+                )
             result.append(known[key])
         return result
+
+    def _summed_over_copies(self, graph: Graph, stage: int) -> Graph:
+        """Lets the ranks that hold a stage each for one way sum up its gradients."""
+        ranks = sorted(self._ranks(stage))
+        if len(ranks) == 1:
+            return graph
+        return mirrored(graph, self._group(len(ranks), ranks[-1] - ranks[0]))
 
     def _exchanges(self, held: Sequence[dict[Group, Held]]) -> dict[Exchange, tuple[int, ...]]:
         """The weights that several ranks hold, with the stages that do."""

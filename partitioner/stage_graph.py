@@ -73,6 +73,8 @@ class StageBuilder:
         self.exchanges = [e for e, takes_part in exchanges if takes_part]
         apart = {n for e, _ in exchanges for n in (*e.weight.sums, *e.weight.tail)}
         self.summed = {t for e, _ in exchanges for t in e.weight.terms}
+        self.names: dict[str, str] = {}
+        """What nodes of repeated layers are called here, by their names in the whole graph."""
         self.kept = [n for n in self.graph.nodes if cells.group_of[n] in held and n not in apart]
 
     def _holds_end(self, node: Node) -> bool:
@@ -292,14 +294,17 @@ class StageBuilder:
             else:
                 rename[value] = value
             outputs.append(rename[value])
-        local = replace(node, inputs=tuple(operands), outputs=tuple(outputs))
+        origin = self.names.get(node.origin, node.origin)
+        local = replace(node, inputs=tuple(operands), outputs=tuple(outputs), origin=origin)
         if count == node.count:
             return local
         own = slice(held.offset, held.offset + count)
         instances, modules = node.instances[own], node.instance_modules[own]
+        name = name_pattern(list(instances)) if instances else node.name
+        self.names[node.name] = name
         return replace(
             local,
-            name=name_pattern(list(instances)) if instances else node.name,
+            name=name,
             module=name_pattern(list(modules)) if modules else node.module,
             count=count,
             instances=instances if count > 1 else (),

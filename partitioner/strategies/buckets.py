@@ -64,7 +64,7 @@ def _is_gradient(graph: Graph, node: Node, mesh_axis: str) -> bool:
 
 def apply(graph: Graph, strategy: Strategy) -> Graph:
     """Joins gradient all-reduces over each mesh axis that replicates weights."""
-    for name in ("dp", "ep", "cp", "tp"):
+    for name in ("dp", "ep", "cp", "tp", "pp"):
         if strategy.mesh.axis(name).size > 1:
             graph = coalesce(graph, name)
     return graph
