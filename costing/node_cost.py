@@ -205,7 +205,7 @@ def _attention(hardware: Hardware, node: Node) -> OpCost:
         hardware,
         dtype,
         AttentionShape(
-            batch=size["b"],
+            batch=size["b"] * size.get("w", 1),
             heads=size["g"] * size.get("r", 1),
             kv_heads=size["g"],
             queries=size["s"],

@@ -18,6 +18,7 @@ from graph_ir.patterns import (
     rotary,
     softmax,
 )
+from graph_ir.patterns.in_place import read_in_place
 from graph_ir.patterns.rewrite import Pattern, Rewriter
 
 PATTERNS: tuple[Pattern, ...] = (
@@ -41,5 +42,6 @@ def canonicalize(graph: Graph, *, training: bool = False) -> Graph:
         training: whether a backward pass will be derived: canonical operators then also make what it
             reads, and what would lose a gradient stays as it is.
     """
+    graph = read_in_place(graph)
     required = required_gradients(graph) if training else None
     return Rewriter(graph, PATTERNS, required).run()

@@ -1,9 +1,11 @@
 """Fused scaled-dot-product attention: the scores never reach memory.
 
 Operands query[b, (g r), s, d], key[b, g, t, d], value[b, g, t, e] and, optionally, a mask that broadcasts
-to [b, (g r), s, t]; r query heads share a key/value head. Results: output[b, (g r), s, e] and the
+to [b, (g r), s, t]; r query heads share a key/value head. A mask's batch may also be an inner factor w of
+b: images share the mask of each of their windows. Results: output[b, (g r), s, e] and the
 logarithms of the softmax sums [b, (g r), s] that the backward pass needs.
-Attributes: `causal`, `scale`, `dropout`.
+Attributes: `causal`, `scale`, `dropout`, and `softcap`: scores are bounded to c tanh(scores / c) before the
+mask.
 """
 
 from __future__ import annotations
@@ -23,13 +25,19 @@ if TYPE_CHECKING:
     from graph_ir.graph import Node, Value
 
 
-def _dims(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> dict[str, Any]:
+def _dims(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], masks: Sequence[TensorType]
+) -> dict[str, Any]:
     groups = key[1]
     heads: tuple[str, ...] = ("g",) if query[1] == groups else ("g", "r")
     batch: tuple[str, ...] = ("b",)
     sizes = {"b": query[0], "g": groups, "s": query[2], "t": key[2], "d": query[3], "e": value[3]}
     if query[1] != groups:
         sizes["r"] = query[1] // groups
+    windows = next((t.shape[0] for t in masks if len(t.shape) == 4 and t.shape[0] > 1), query[0])
+    if windows != query[0]:
+        batch = ("b", "w")
+        sizes |= {"b": query[0] // windows, "w": windows}
     return {
         "sizes": sizes,
         "q": (batch, heads, ("s",), ("d",)),
@@ -41,16 +49,18 @@ def _dims(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> dic
     }
 
 
-def _mask_dims(mask: Sequence[int], full: tuple[tuple[str, ...], ...]) -> tuple[Dim, ...]:
-    names = full[4 - len(mask) :]
-    return tuple(n if size > 1 else () for n, size in zip(names, mask, strict=True))
+def _mask_dims(mask: Sequence[int], d: Mapping[str, Any]) -> tuple[Dim, ...]:
+    names = [n if size > 1 else () for n, size in zip(d["full"][-len(mask) :], mask, strict=True)]
+    if len(mask) == 4 and mask[0] > 1:
+        names[0] = d["full"][0][-1:]
+    return tuple(names)
 
 
 def _equation(
     inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Mapping[str, Any]
 ) -> Equation:
-    d = _dims(inputs[0].shape, inputs[1].shape, inputs[2].shape)
-    masks = [_mask_dims(t.shape, d["full"]) for t in inputs[3:]]
+    d = _dims(inputs[0].shape, inputs[1].shape, inputs[2].shape, inputs[3:])
+    masks = [_mask_dims(t.shape, d) for t in inputs[3:]]
     results = (d["o"], d["lse"])[: len(outputs)]
     # d and e are contracted or produced together with a softmax over t; only whole heads, the batch and
     # the queries can be split. A causal mask counts positions, so splitting s would need an offset.
@@ -62,12 +72,12 @@ def _backward_equation(
     inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Mapping[str, Any]
 ) -> Equation:
     _, query, key, value, *rest = inputs
-    d = _dims(query.shape, key.shape, value.shape)
-    masks = [_mask_dims(t.shape, d["full"]) for t in rest[2:]]
+    d = _dims(query.shape, key.shape, value.shape, rest[2:])
+    masks = [_mask_dims(t.shape, d) for t in rest[2:]]
     fixed = {"t", "d", "e", *(["s"] if attrs.get("causal") else [])}
     return Equation(
         (d["o"], d["q"], d["k"], d["v"], d["o"], d["lse"], *masks),
-        (d["q"], d["k"], d["v"])[: len(outputs)],
+        (d["q"], d["k"], d["v"], *masks)[: len(outputs)],
         d["sizes"],
         frozenset(fixed),
     )
@@ -75,7 +85,7 @@ def _backward_equation(
 
 def _products(node: Node, score_products: int, value_products: int) -> int:
     size = node.equation.sizes
-    heads = size["b"] * size["g"] * size.get("r", 1)
+    heads = size["b"] * size.get("w", 1) * size["g"] * size.get("r", 1)
     scores = heads * size["s"] * size["t"]
     return 2 * scores * (score_products * size["d"] + value_products * size["e"])
 
@@ -120,23 +130,46 @@ def attend(
     """Plain attention. Returns (output, log of the softmax sums, probabilities).
 
     Causal: with more keys than queries (a KV cache) the last query attends to every key; with fewer, query
-    i attends to the first i + 1 keys. The attribute `first_query` says otherwise where the first one stands.
+    i attends to the first i + 1 keys. The attributes `first_query` and `first_key` say otherwise where the
+    first ones stand, `second_query` and `second_key` where their second halves begin. A query that no key
+    is left to has the sum 0, whose logarithm is minus infinity, and the output 0.
     """
     scale = attrs.get("scale")
     repeat = query.shape[1] // key.shape[1]
     key, value = np.repeat(key, repeat, axis=1), np.repeat(value, repeat, axis=1)
     scores = np.einsum("bhsd,bhtd->bhst", query, key) * (scale or query.shape[-1] ** -0.5)
+    if attrs.get("softcap"):
+        scores = attrs["softcap"] * np.tanh(scores / attrs["softcap"])
     if attrs.get("causal"):
         s, t = scores.shape[-2:]
-        last = np.arange(s)[:, None] + attrs.get("first_query", max(t - s, 0))
-        scores = np.where(np.arange(t) <= last, scores, -np.inf)
+        last = _positions(s, attrs, "query", max(t - s, 0))[:, None]
+        scores = np.where(_positions(t, attrs, "key", 0) <= last, scores, -np.inf)
     if mask is not None:
+        mask = _over_batch(mask, scores.shape[0])
         scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
     top = scores.max(axis=-1, keepdims=True)
+    if "first_key" in attrs:
+        top = np.maximum(top, np.finfo(scores.dtype).min)
     total = np.exp(scores - top).sum(axis=-1, keepdims=True)
-    probabilities = np.exp(scores - top) / total
+    probabilities = np.exp(scores - top) / (np.maximum(total, 1) if "first_key" in attrs else total)
     output = np.einsum("bhst,bhte->bhse", probabilities, value)
     return output, (np.log(total) + top)[..., 0], probabilities
+
+
+def _over_batch(mask: Array, batch: int) -> Array:
+    """A mask of windows, once per image."""
+    windows = mask.shape[0] if mask.ndim == 4 else 1
+    repeat = 1 if windows in (1, batch) else batch // windows
+    return np.asarray(np.tile(mask, (repeat, 1, 1, 1)) if repeat > 1 else mask)
+
+
+def _positions(count: int, attrs: Mapping[str, Any], what: str, start: int) -> Array:
+    """Where the queries or keys of a device stand in the sequence."""
+    first, second = attrs.get(f"first_{what}", start), attrs.get(f"second_{what}")
+    if second is None:
+        return np.arange(count) + first
+    half = np.arange(count // 2)
+    return np.concatenate((half + first, half + second))
 
 
 def _evaluate(
@@ -164,7 +197,11 @@ def _evaluate_backward(
     groups, repeat = key.shape[1], query.shape[1] // key.shape[1]
     wide_k, wide_v = np.repeat(key, repeat, axis=1), np.repeat(value, repeat, axis=1)
     dp = np.einsum("bhse,bhte->bhst", grad, wide_v)
-    ds = p * (dp - (grad * out).sum(axis=-1, keepdims=True)) * scale
+    of_mask = p * (dp - (grad * out).sum(axis=-1, keepdims=True))
+    ds = of_mask * scale
+    if attrs.get("softcap"):
+        raw = np.einsum("bhsd,bhtd->bhst", query, wide_k) * scale
+        ds = ds * (1 - np.tanh(raw / attrs["softcap"]) ** 2)
 
     def per_group(x: Array) -> Array:
         return np.asarray(x.reshape(x.shape[0], groups, repeat, *x.shape[2:]).sum(axis=2))
@@ -172,7 +209,16 @@ def _evaluate_backward(
     dq = np.einsum("bhst,bhtd->bhsd", ds, wide_k)
     dk = per_group(np.einsum("bhst,bhsd->bhtd", ds, query))
     dv = per_group(np.einsum("bhst,bhse->bhte", p, grad))
-    return dq, dk, dv
+    found = (dq, dk, dv, *(_summed_to(m.shape, of_mask) for m in mask))
+    return found[: len(node.outputs)]
+
+
+def _summed_to(shape: Sequence[int], full: Array) -> Array:
+    """The gradient of scores, summed over what a mask of this shape is broadcast to."""
+    shape = (*[1] * (4 - len(shape)), *shape)
+    apart = full.reshape(-1, shape[0], *full.shape[1:]).sum(axis=0)
+    axes = tuple(i for i, n in enumerate(shape) if n == 1)
+    return np.asarray(apart.sum(axis=axes, keepdims=True).reshape(shape))
 
 
 def _gradient(
@@ -182,14 +228,15 @@ def _gradient(
     if grad is None:
         return [None] * len(node.inputs)
     query, key, value, *masks = node.inputs
+    added = [m.type for m in masks if b.needs(m) and m.type.dtype.is_float]
     results = b.emit(
         node,
         "attention_backward",
         [grad, query, key, value, *node.outputs, *masks],
-        [query.type, key.type, value.type],
+        [query.type, key.type, value.type, *added],
         node.attrs,
     )
-    return [*results, *[None] * len(masks)]
+    return [*results, *[None] * (len(masks) - len(added))]
 
 
 register(

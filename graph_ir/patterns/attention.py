@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 from graph_ir.graph import Node, Value
-from graph_ir.patterns.attention_fused import before_repeats
 from graph_ir.patterns.attention_mask import combine
-from graph_ir.patterns.attention_scores import Scores, scaled_by, scores_of
-from graph_ir.patterns.match import Match, plain
+from graph_ir.patterns.attention_scores import Operand, Scores, product_of, scores_of
+from graph_ir.patterns.layout import Layout, narrow, reshaped
+from graph_ir.patterns.match import Match
+from graph_ir.patterns.operand import arranged, chain_to
 from graph_ir.patterns.rewrite import Pattern, Replacement
-from graph_ir.patterns.term import Apply, Either, Var
+from graph_ir.patterns.term import Apply, Either, Number, Var
 from graph_ir.tensor_type import DType, TensorType
-
-_LABELS = ("query", "key", "value")
 
 
 def _last_axis(node: Node) -> bool:
@@ -21,136 +21,146 @@ def _last_axis(node: Node) -> bool:
 
 
 def _joins_lead(node: Node) -> bool:
-    """Whether a reshape only joins batch and heads into one dim, for a batched product."""
-    given, made = node.inputs[0].type.shape, node.outputs[0].type.shape
-    return len(given) == 4 and made == (given[0] * given[1], *given[2:])
-
-
-def _plain_product(node: Node) -> bool:
-    return "equation" not in node.attrs
+    """Whether a reshape only joins or splits dims of batch and heads."""
+    return node.inputs[0].type.shape[-2:] == node.outputs[0].type.shape[-2:]
 
 
 def _attention(match: Match, r: Replacement) -> bool:
     softmax, dropout = match.nodes["softmax"], match.nodes.get("dropout")
+    if sum(node.op == "softmax" for node in match.inner) > 1:
+        return False
+    product = product_of(r.root)
+    if product is None or product.left.perm != tuple(range(len(product.left.perm))):
+        return False
+    # Of the weighted sum, the values are what the keys are of the scores, transposed.
+    rows = product.right.perm
+    values = Operand(match.values["values"], (*rows[:-2], rows[-1], rows[-2]))
+    if values.value.type.shape != r.root.inputs[1].type.shape:
+        return False
     for scores in scores_of(softmax.inputs[0], r):
         if not r.closed(match.inner | scores.inner):
             continue
-        if _build(scores, match.values["values"], dropout, r):
+        if _build(scores, values, product.perm, dropout, r):
             return True
         r.nodes.clear()
     return False
 
 
-def _build(scores: Scores, values: Value, dropout: Node | None, r: Replacement) -> bool:
-    query, factor = _unscaled(scores.query, r)
-    keys, other = _keys(scores.keys, r)
-    scale = scores.scale * factor * other
+def _build(
+    scores: Scores, values: Operand, perm: tuple[int, ...], dropout: Node | None, r: Replacement
+) -> bool:
     lead = _lead(scores)
-    if lead is None or scale == 0:
+    if lead is None:
         return False
-    given = zip((query, keys, values), _LABELS, strict=True)
-    q, k, v = (_heads(value, lead, r, label) for value, label in given)
-    if q is None or k is None or v is None:
+    sizes = _sizes(scores, lead, r)
+    q, one = _in_heads(scores.query, scores, lead, sizes, "query", r)
+    k, v, other = _keys_and_values(scores, values, lead, sizes, r)
+    if q is None or k is None or v is None or scores.scale * one * other == 0:
         return False
-    q = plain(q, r.producers)
-    narrow = before_repeats(k, r), before_repeats(v, r)
-    if narrow[0].type.shape[1] == narrow[1].type.shape[1]:
-        k, v = narrow
     b, h, s, d = q.type.shape
-    if k.type.shape[0] != b or h % k.type.shape[1] or k.type.shape[3] != d:
-        return False
-    if v.type.shape[:3] != k.type.shape[:3]:
-        return False
     t, e = k.type.shape[2], v.type.shape[3]
+    if (b, h) != sizes or k.type.shape[0] != b or h % k.type.shape[1] or k.type.shape[3] != d:
+        return False
     combined = combine(scores.masks, r, (b, h, s, t))
     if combined is None:
         return False
     mask, causal = combined
-    attrs = {"causal": causal, "scale": scale}
+    attrs: dict[str, object] = {"causal": causal, "scale": scores.scale * one * other}
+    if scores.inside is not None:
+        # cap tanh(scale Q K^T / cap), as Gemma 2 bounds its scores (arXiv 2408.00118, section 2).
+        attrs |= {"scale": scores.inside * one * other * scores.scale, "softcap": scores.scale}
     if dropout is not None and dropout.attrs.get("p"):
         attrs["dropout"] = float(dropout.attrs["p"])
-    operands = [_in_place(x, label, r) for x, label in zip((q, k, v), _LABELS, strict=True)]
-    return _emit(r, [*operands, *([mask] if mask is not None else [])], attrs, (b, h, s, e))
+    return _emit(r, [q, k, v, *([mask] if mask is not None else [])], attrs, (b, h, s, e), perm)
 
 
 def _emit(
-    r: Replacement, inputs: list[Value], attrs: Mapping[str, object], shape: tuple[int, ...]
+    r: Replacement,
+    inputs: list[Value],
+    attrs: Mapping[str, object],
+    shape: tuple[int, ...],
+    perm: tuple[int, ...],
 ) -> bool:
     result = r.root.outputs[0].type
     extra = [("lse", TensorType(shape[:3], DType.FLOAT32))] if r.training else []
-    if result.shape == shape:
+    straight = perm == tuple(range(len(perm)))
+    if straight and result.shape == shape:
         return r.finish("attention", inputs, attrs, extra)
     made = r.emit("attention", "attention", inputs, result.with_shape(shape), attrs, extra)
-    return r.finish("reshape", [made], {"view": True}, telling=made)
+    if straight:
+        return r.finish("reshape", [made], {"view": True}, telling=made)
+    before = tuple(result.shape[perm.index(i)] for i in range(len(perm)))
+    flat = r.view(made, before, "heads")
+    return r.finish("transpose", [flat], {"perm": perm, "view": True}, telling=made)
 
 
-def _unscaled(value: Value, r: Replacement) -> tuple[Value, float]:
-    """Queries or keys before a number scales them, and the number."""
-    node = r.producers.get(value)
-    if node is None or not r.read_once(value):
-        return value, 1.0
-    source, factor = scaled_by(node)
-    if source is None or not source.type.dtype.is_float:
-        return value, 1.0
-    return source, factor
+def _lead(scores: Scores) -> int | None:
+    """How many leading dims of the scores are the batch; the others are heads."""
+    lead = len(scores.shape) - 2
+    if lead < 3:
+        return min(lead, 1)
+    # Heads in groups that share keys, or else windows in images.
+    keys = scores.keys.shape
+    return 1 if lead == 3 and len(keys) == 5 and keys[2] == 1 else lead - 1
 
 
-def _keys(transposed: Value, r: Replacement) -> tuple[Value, float]:
-    """Keys [..., tokens, width] of their transpose, and the number that scales them."""
-    transposed, outer = _unscaled(plain(transposed, r.producers), r)
-    transposed = plain(transposed, r.producers)
-    shape = transposed.type.shape
-    rank = len(shape)
-    swap = (*range(rank - 2), rank - 1, rank - 2)
-    source, perm = transposed, swap
-    node = r.producers.get(transposed)
-    if node is not None and node.op == "transpose":
-        source = node.inputs[0]
-        perm = tuple(node.attrs["perm"][i] for i in swap)
-    if perm == tuple(range(rank)):
-        keys, inner = _unscaled(plain(source, r.producers), r)
-        return plain(keys, r.producers), outer * inner
-    return _transposed(source, perm, "keys", r), outer
+def _sizes(scores: Scores, lead: int, r: Replacement) -> tuple[int, int]:
+    """Batch and heads of the scores; where they are one dim, a mask or the queries tell them apart."""
+    *outer, _, _ = scores.shape
+    if len(outer) != 1:
+        return prod(outer[:lead]), prod(outer[lead:])
+    shapes = [m.scores for m in scores.masks]
+    shapes += [step.value.type.shape for step in reversed(chain_to(scores.query.value, r))]
+    wide = (x[:2] for x in shapes if len(x) == 4 and x[0] * x[1] == outer[0])
+    return next(wide, (outer[0], 1))
 
 
-def _transposed(source: Value, perm: tuple[int, ...], label: str, r: Replacement) -> Value:
-    """A transpose that is not made in memory: the kernels of attention read any strides."""
-    made = source.type.with_shape(tuple(source.type.shape[p] for p in perm))
-    return r.emit(label, "transpose", [source], made, {"perm": perm, "view": True})
+def _keys_and_values(
+    scores: Scores, values: Operand, lead: int, sizes: tuple[int, int], r: Replacement
+) -> tuple[Value | None, Value | None, float]:
+    """Keys, values and the keys' factor; each head once, where several query heads share them."""
+    done = len(r.nodes)
+    for shared in (True, False):
+        k, factor = _in_heads(scores.keys, scores, lead, sizes, "key", r, shared=shared)
+        v, _ = _in_heads(values, scores, lead, sizes, "value", r, shared=shared)
+        if k is not None and v is not None and k.type.shape[:3] == v.type.shape[:3]:
+            return k, v, factor
+        del r.nodes[done:]
+    return None, None, 1.0
 
 
-def _in_place(value: Value, label: str, r: Replacement) -> Value:
-    """An operand without the copy that transposes it for this attention alone."""
-    node = r.producers.get(value)
-    if node is None or node.op != "transpose" or node.attrs.get("view") or not r.read_once(value):
-        return value
-    return _transposed(node.inputs[0], tuple(node.attrs["perm"]), label, r)
+def _in_heads(
+    operand: Operand,
+    scores: Scores,
+    lead: int,
+    sizes: tuple[int, int],
+    label: str,
+    r: Replacement,
+    *,
+    shared: bool = False,
+) -> tuple[Value | None, float]:
+    """An operand as [batch, heads, tokens, width], and the number that scales it."""
+    outer = (*[1] * (len(scores.shape) - len(operand.shape)), *operand.shape[:-2])
+    heads, whole = outer[lead:], scores.shape[lead:-2]
+    # Heads that are one for all, in every group or altogether, stand last.
+    own = next((i for i, n in enumerate(heads) if n != whole[i]), len(heads))
+    if outer[:lead] != scores.shape[:lead] or prod(heads[own:]) != 1:
+        return None, 1.0
+    parts = sizes if len(outer) == 1 else (prod(outer[:lead]), prod(heads))
+
+    def change(layout: Layout) -> Layout | None:
+        moved = reshaped(tuple(layout[p] for p in operand.perm), (*parts, *operand.shape[-2:]))
+        if moved is None or not shared:
+            return moved
+        return (moved[0], narrow(moved[1]), *moved[2:])
+
+    steps = chain_to(operand.value, r, scaled=label != "value")
+    return arranged(steps, change, label, r), steps[-1].factor
 
 
-def _lead(scores: Scores) -> tuple[int, int] | None:
-    """Batch and heads of the scores; a mask tells them apart where they are one dim."""
-    shape = scores.shape
-    if len(shape) == 4:
-        return shape[0], shape[1]
-    if len(shape) == 3:
-        wide = next((m.scores for m in scores.masks if len(m.scores) == 4), None)
-        if wide is not None and wide[0] * wide[1] == shape[0]:
-            return wide[0], wide[1]
-        return (shape[0], 1) if wide is None else None
-    return (1, 1) if len(shape) == 2 else None
-
-
-def _heads(value: Value, lead: tuple[int, int], r: Replacement, label: str) -> Value | None:
-    """An operand as [batch, heads, tokens, width]."""
-    shape = value.type.shape
-    if len(shape) == 4:
-        return value
-    if len(shape) > 4 or (len(shape) == 3 and shape[0] != lead[0] * lead[1]):
-        return None
-    return r.view(value, (*lead, *shape[-2:]), label)
-
-
-_SOFTMAX = Apply("softmax", name="softmax", where=_last_axis)
+_PLAIN = Apply("softmax", name="softmax", where=_last_axis)
+# Rows that see nothing are made zeros: exporters guard against their NaN.
+_SOFTMAX = Either(_PLAIN, Apply("where", Apply("isnan", _PLAIN), Number(0), _PLAIN))
 _DROPPED = Either(Apply("dropout", _SOFTMAX, name="dropout"), _SOFTMAX)
 _JOINED = Either(
     Apply("reshape", _DROPPED, where=_joins_lead),
@@ -161,7 +171,7 @@ _WEIGHTS = Either(_DROPPED, _JOINED)
 PATTERNS = (
     Pattern(
         "attention",
-        Apply("matmul", _WEIGHTS, Var("values"), where=_plain_product),
+        Apply("matmul einsum", _WEIGHTS, Var("values")),
         _attention,
     ),
 )

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from graph_ir.graph import Node, Value
-from graph_ir.patterns.attention_mask import is_causal, mask_of
-from graph_ir.patterns.match import Match, plain
+from graph_ir.patterns.attention_mask import combine, mask_of
+from graph_ir.patterns.layout import Layout, narrow
+from graph_ir.patterns.match import Match
+from graph_ir.patterns.operand import arranged, chain_to
 from graph_ir.patterns.rewrite import Pattern, Replacement
 from graph_ir.patterns.term import Apply, Either
 
 
 def before_repeats(value: Value, r: Replacement) -> Value:
-    """Key or value heads before each is repeated for several query heads."""
-    value = plain(value, r.producers)
-    joined = r.producers.get(value)
-    if joined is None or joined.op != "reshape":
-        return value
-    wide = plain(joined.inputs[0], r.producers)
-    expanded = r.producers.get(wide)
-    if expanded is None or expanded.op != "expand" or len(wide.type.shape) != 5:
-        return value
-    (source,) = expanded.inputs
-    b, g, repeat, t, d = wide.type.shape
-    if source.type.shape != (b, g, 1, t, d) or value.type.shape != (b, g * repeat, t, d):
-        return value
-    return r.view(source, (b, g, t, d), "heads")
+    """Key or value heads [b, g, t, d] before each is repeated for several query heads."""
+
+    def change(layout: Layout) -> Layout:
+        return (layout[0], narrow(layout[1]), *layout[2:])
+
+    steps = chain_to(value, r)
+    return arranged(steps, change, "heads", r) or value
 
 
 def _simpler(match: Match, r: Replacement) -> bool:
@@ -34,9 +29,13 @@ def _simpler(match: Match, r: Replacement) -> bool:
     found = [before_repeats(key, r), before_repeats(value, r)]
     if found[0].type.shape[1] != found[1].type.shape[1]:
         found = [key, value]
-    full = (*query.type.shape[:3], key.type.shape[2])
-    if masks and is_causal(mask_of(masks[0], full), full):
-        masks, attrs["causal"] = [], True
+    b, h, queries, _ = query.type.shape
+    full = (b, h, queries, key.type.shape[2])
+    if masks and not attrs.get("causal"):
+        combined = combine([mask_of(masks[0], full)], r, full)
+        if combined is not None and combined[0] is not masks[0]:
+            mask, attrs["causal"] = combined
+            masks = [mask] if mask is not None else []
     if [*found, *masks] == list(node.inputs[1:]):
         return False
     extra = [("lse", v.type) for v in node.outputs[1:]]

@@ -9,7 +9,9 @@ from typing import Literal
 import numpy as np
 
 from graph_ir.graph import Value
-from graph_ir.patterns.match import number_of
+from graph_ir.patterns.layout import Layout, expanded, narrow, reshaped, shape_of
+from graph_ir.patterns.match import number_of, plain
+from graph_ir.patterns.operand import arranged, chain_to
 from graph_ir.patterns.rewrite import Replacement
 from graph_ir.tensor_type import DType, TensorType
 
@@ -60,7 +62,8 @@ def combine(
     total: Value | None = None
     fill: Value | None = None
     causal = False
-    for mask in masks:
+    for given in masks:
+        mask = simplest(given, r)
         if is_causal(mask, full):
             causal = True
             continue
@@ -72,7 +75,9 @@ def combine(
         if total is None:
             total, fill = value, mask.fill
             continue
-        shape = np.broadcast_shapes(total.type.shape, value.type.shape)
+        shape = _both(total.type.shape, value.type.shape)
+        if shape is None:
+            return None
         both = [total, value]
         if mask.how == "add" and total.type.dtype is not DType.BOOL:
             total = r.emit("mask", "add", both, total.type.with_shape(shape))
@@ -88,18 +93,50 @@ def combine(
     return total, causal
 
 
-def _four_dims(mask: Mask, r: Replacement, full: tuple[int, int, int, int]) -> Value | None:
-    """A mask as it broadcasts to [batch, heads, queries, keys]."""
-    batch, heads = full[:2]
-    shape = (*[1] * (len(mask.scores) - len(mask.value.type.shape)), *mask.value.type.shape)
-    lead = {
-        4: shape[:2] if mask.scores[:2] == (batch, heads) else None,
-        3: (1, 1) if shape[0] == 1 else (batch, heads),
-        2: (1, 1),
-    }.get(len(mask.scores))
-    if lead is None:
+def _both(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape that two masks broadcast to."""
+    try:
+        return np.broadcast_shapes(one, other)
+    except ValueError:
         return None
-    return r.view(mask.value, (*lead, *shape[-2:]), "mask_view")
+
+
+def simplest(mask: Mask, r: Replacement) -> Mask:
+    """A mask by the condition that it was made of: added zeros keep, and what is not dropped is kept."""
+    node = r.producers.get(plain(mask.value, r.producers))
+    if node is None:
+        return mask
+    if mask.how == "add":
+        if node.op != "where" or len(node.inputs) != 3:
+            return mask
+        condition, yes, no = node.inputs
+        if number_of(yes) == 0 and cuts(no, r):
+            return simplest(Mask("keep", condition, mask.scores, no), r)
+        if number_of(no) == 0 and cuts(yes, r):
+            return simplest(Mask("drop", condition, mask.scores, yes), r)
+        return mask
+    if node.op in ("logical_not", "bitwise_not") and node.inputs[0].type.dtype is DType.BOOL:
+        other: Literal["keep", "drop"] = "drop" if mask.how == "keep" else "keep"
+        return simplest(Mask(other, node.inputs[0], mask.scores, mask.fill), r)
+    return mask
+
+
+def _four_dims(mask: Mask, r: Replacement, full: tuple[int, int, int, int]) -> Value | None:
+    """A mask as it broadcasts to [batch, heads, queries, keys], without what repeats in it.
+
+    Its batch may be an inner factor of the whole: the windows of an image, whose images share a mask.
+    """
+
+    def change(layout: Layout) -> Layout | None:
+        lead = (*mask.scores[:-2], *shape_of(layout)[-2:])
+        split = reshaped(expanded(layout, lead), (*full[:2], *lead[-2:]))
+        if split is None:
+            return None
+        batch, *rest = split
+        return (narrow(batch, leading=True), *(d if narrow(d) else () for d in rest))
+
+    steps = chain_to(mask.value, r)
+    return arranged(steps, change, "mask_view", r)
 
 
 def is_causal(mask: Mask, full: tuple[int, ...]) -> bool:

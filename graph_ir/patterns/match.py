@@ -72,6 +72,22 @@ def arguments(node: Node) -> list[Argument]:
     return found
 
 
+def scaled_by(node: Node) -> tuple[Value | None, float]:
+    """The tensor that a node multiplies or divides by a number, and the factor."""
+    if node.op not in ("mul", "div"):
+        return None, 1.0
+    given = arguments(node)
+    if len(given) != 2:
+        return None, 1.0
+    for source, other in (given, given[::-1]):
+        number = number_of(other)
+        if isinstance(source, Value) and number_of(source) is None and number:
+            if node.op == "mul":
+                return source, number
+            return (source, 1 / number) if source is given[0] else (None, 1.0)
+    return None, 1.0
+
+
 class Matcher:
     """Matches terms in one graph."""
 

@@ -227,6 +227,15 @@ def masked(m: Maker, scores: Value, how: str) -> Value:
         elif part == "causal":
             tril = np.tril(np.ones((s, t), dtype=bool), t - s)
             scores = m.where(m.constant(tril, DType.BOOL), scores, m.constant(LOW))
+        elif part == "bias":
+            scores = m.add(scores, m.weight(4, s, t))
+        elif part == "cap":
+            scores = m.mul(m.tanh(m.div(scores, 1.5)), 1.5)
+        elif part == "zeros":
+            keep = m.input(2, 1, s, t, dtype=DType.BOOL)
+            none, cut = m.constant(np.array(0.0)), m.constant(LOW)
+            made = TensorType((2, 1, s, t), DType.FLOAT32)
+            scores = m.add(scores, m.builder.emit("where", [keep, none, cut], [made])[0])
         else:
             triangle = np.triu(np.full((1, 1, s, t), -3e38), 1 + t - s)
             scores = m.add(scores, m.constant(triangle))
@@ -247,6 +256,76 @@ def attention_flat_keys(m: Maker) -> Value:
     """Keys are transposed once, from where the projection left them."""
     q, k, v = m.weight(2, 4, 5, 8), m.weight(2, 7, 4, 8), m.weight(2, 4, 7, 8)
     return m.matmul(m.softmax(m.matmul(q, m.transpose(k, 0, 2, 3, 1)), axis=-1), v)
+
+
+def attention_einsum(m: Maker, *, heads_last: bool) -> Value:
+    """Equations in place of transposes."""
+    from graph_ir.equation import bind
+
+    def einsum(text: str, a: Value, b: Value, *shape: int) -> Value:
+        equation = bind(text, [a.type.shape, b.type.shape], [shape])
+        return m.op("einsum", [a, b], shape, equation=equation)
+
+    if heads_last:
+        q, k, v = m.weight(2, 5, 4, 8), m.weight(2, 6, 4, 8), m.weight(2, 6, 4, 7)
+        scores = einsum("b s h d, b t h d -> b h s t", q, k, 2, 4, 5, 6)
+        weights = m.softmax(m.add(scores, m.input(2, 1, 5, 6)), axis=-1)
+        return einsum("b h s t, b t h e -> b s h e", weights, v, 2, 5, 4, 7)
+    q, k, v = m.weight(2, 4, 5, 8), m.weight(2, 4, 6, 8), m.weight(2, 4, 6, 7)
+    scores = einsum("b h s d, b h t d -> b h s t", q, k, 2, 4, 5, 6)
+    weights = m.softmax(m.mul(scores, 0.3), axis=-1)
+    return einsum("b h s t, b h t e -> b h s e", weights, v, 2, 4, 5, 7)
+
+
+def attention_in_groups(m: Maker) -> Value:
+    """Query heads in groups of a dim of their own, which share a key head by broadcasting."""
+    q = m.reshape(m.weight(2, 4, 5, 8), 2, 2, 2, 5, 8)
+    k = m.swap(m.reshape(m.weight(2, 2, 6, 8), 2, 2, 1, 6, 8))
+    v = m.reshape(m.weight(2, 2, 6, 7), 2, 2, 1, 6, 7)
+    scores = m.mul(m.matmul(q, k), 0.3)
+    return m.reshape(m.matmul(m.softmax(scores, axis=-1), v), 2, 4, 5, 7)
+
+
+def attention_in_windows(m: Maker, *, bias: bool) -> Value:
+    """Three windows in each of two images, whose masks are the same in both (Swin)."""
+    q, k, v = (m.weight(6, 4, 5, 8) for _ in range(3))
+    scores = m.mul(m.matmul(q, m.swap(k)), 0.3)
+    if bias:
+        scores = m.add(scores, m.weight(1, 4, 5, 5))
+    scores = m.add(m.reshape(scores, 2, 3, 4, 5, 5), m.input(1, 3, 1, 5, 5))
+    return m.matmul(m.softmax(m.reshape(scores, 6, 4, 5, 5), axis=-1), v)
+
+
+def attention_turned(m: Maker) -> Value:
+    """Products of keys with queries, transposed."""
+    q, k, v = m.weight(2, 4, 5, 8), m.weight(2, 4, 6, 8), m.weight(2, 4, 6, 7)
+    scores = m.mul(m.swap(m.matmul(k, m.swap(q))), 0.3)
+    return m.matmul(m.softmax(scores, axis=-1), v)
+
+
+def attention_guarded(m: Maker) -> Value:
+    """Queries that see no key get zeros, as exporters write out a boolean mask."""
+    q, k, v = m.weight(2, 4, 5, 8), m.weight(2, 4, 6, 8), m.weight(2, 4, 6, 7)
+    weights = m.softmax(masked(m, m.matmul(q, m.swap(k)), "zeros"), axis=-1)
+    nothing = m.builder.emit("isnan", [weights], [weights.type.with_dtype(DType.BOOL)])[0]
+    return m.matmul(m.where(nothing, m.constant(np.array(0.0)), weights), v)
+
+
+def attention_wide_mask(m: Maker) -> Value:
+    """Batch and heads as one dim, also of the mask, which is copied for every head."""
+    q, k, v = (m.reshape(m.weight(2, 4, n, 6), 8, n, 6) for n in (5, 7, 7))
+    mask = m.op("expand", [m.input(2, 1, 5, 7)], (2, 4, 5, 7))
+    scores = m.add(m.matmul(q, m.swap(k)), m.reshape(mask, 8, 5, 7))
+    return m.matmul(m.softmax(scores, axis=-1), v)
+
+
+def attention_tiled(m: Maker) -> Value:
+    """Key heads repeated, transposed as three dims, and scaled, as exporters write grouped queries."""
+    q, k, v = m.weight(2, 4, 5, 8), m.weight(2, 2, 6, 8), m.weight(2, 2, 6, 7)
+    wide = m.reshape(repeated(m, k, 2, copies=True), 8, 6, 8)
+    keys = m.reshape(m.op("transpose", [wide], (8, 8, 6), perm=(0, 2, 1)), 2, 4, 8, 6)
+    scores = m.matmul(m.mul(q, 0.6), m.mul(keys, 0.6))
+    return m.matmul(m.softmax(scores, axis=-1), repeated(m, v, 2))
 
 
 CASES = [
@@ -285,7 +364,7 @@ CASES = [
       ("none", "div", "mul", "both")),
     *(Case(f"attention-{k}", partial(attention, mask=k), "attention") for k in
       ("add", "keep", "causal", "triangle")),
-    Case("attention-drop", partial(attention, mask="drop"), "logical_not logical_not attention"),
+    Case("attention-drop", partial(attention, mask="drop"), "attention"),
     Case("attention-add-add", partial(attention, mask="add add"), "add attention"),
     Case("attention-keep-add", partial(attention, mask="keep add"), "where attention"),
     Case("attention-add-keep", partial(attention, mask="add keep"), "where attention"),
@@ -296,5 +375,19 @@ CASES = [
     Case("attention-one-group", partial(attention, groups=1), "attention"),
     Case("attention-joined", partial(attention_joined, mask=False), "attention"),
     Case("attention-joined-mask", partial(attention_joined, mask=True), "attention"),
+    Case("attention-bias", partial(attention, mask="bias"), "attention"),
+    Case("attention-bias-add", partial(attention, mask="bias add"), "add attention"),
+    Case("attention-cap", partial(attention, mask="cap"), "attention"),
+    Case("attention-cap-add", partial(attention, mask="cap bias"), "attention"),
+    Case("attention-zeros", partial(attention, mask="zeros"), "attention"),
+    Case("attention-einsum", partial(attention_einsum, heads_last=False), "attention"),
+    Case("attention-einsum-heads-last", partial(attention_einsum, heads_last=True), "attention"),
+    Case("attention-in-groups", attention_in_groups, "attention"),
+    Case("attention-in-windows", partial(attention_in_windows, bias=False), "attention"),
+    Case("attention-in-windows-bias", partial(attention_in_windows, bias=True), "add attention"),
+    Case("attention-turned", attention_turned, "attention"),
+    Case("attention-guarded", attention_guarded, "attention"),
+    Case("attention-wide-mask", attention_wide_mask, "attention"),
+    Case("attention-tiled", attention_tiled, "attention"),
     Case("attention-flat-keys", attention_flat_keys, "attention"),
 ]  # fmt: skip

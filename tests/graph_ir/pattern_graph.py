@@ -91,7 +91,8 @@ class Maker:
     def slice(self, x: Value, start: int, stop: int) -> Value:
         starts = (*[0] * (len(x.type.shape) - 1), start)
         steps = (1,) * len(x.type.shape)
-        return self.op("slice", [x], (*x.type.shape[:-1], stop - start), starts=starts, steps=steps)
+        shape = (*x.type.shape[:-1], stop - start)
+        return self.op("slice", [x], shape, starts=starts, steps=steps, view=True)
 
     def concat(self, a: Value, b: Value) -> Value:
         shape = (*a.type.shape[:-1], a.type.shape[-1] + b.type.shape[-1])
