@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from opbound.workload import workload_of
 from reports import CostedNode, MemoryProfile, Report, StepTimes, TimelineEvent, build_report
 
 if TYPE_CHECKING:
+    from costing.hardware import Hardware
     from importers import ImportedModel
 
 Progress = Callable[[str], None]
@@ -39,8 +40,7 @@ def run(
     Raises:
         OpboundError: if the model, the hardware or an option cannot be used.
     """
-    analysis = Analysis(model, options, example_inputs, progress)
-    return analysis.generation() if options.mode == "generation" else analysis.step()
+    return Analysis(model, options, example_inputs, progress).report()
 
 
 class Analysis:
@@ -51,6 +51,8 @@ class Analysis:
         options: what is asked for.
         example_inputs: arguments to trace a live module with.
         progress: is told what is being done.
+        hardware: a device in place of the one that `options` names.
+        imports: what was imported before; analyses of one model share it.
 
     Raises:
         OpboundError: if the hardware does not exist, or the batch cannot be divided.
@@ -62,18 +64,26 @@ class Analysis:
         options: Options,
         example_inputs: object = None,
         progress: Progress = lambda _: None,
+        *,
+        hardware: Hardware | None = None,
+        imports: dict[Hashable, ImportedModel] | None = None,
     ) -> None:
         from costing.hardware_file import load_hardware
         from costing.node_cost import NodePricer
 
         # The cheap input first: a misspelt device is found before a model is traced.
-        self.hardware = load_hardware(options.hardware)
+        self.hardware = hardware or load_hardware(options.hardware)
+        self.imports = {} if imports is None else imports
         self.pricer = NodePricer(self.hardware)
         self.workload = workload_of(options)
         self.model = model
         self.options = options
         self.example_inputs = example_inputs
         self.progress = progress
+
+    def report(self) -> Report:
+        """The report of what is asked for."""
+        return self.generation() if self.options.mode == "generation" else self.step()
 
     def step(self) -> Report:
         """One step of inference or training."""
@@ -134,6 +144,9 @@ class Analysis:
         """The model's forward graph of one micro-batch."""
         from importers import load
 
+        key = (mode, sequence, past_tokens, self.workload.traced, self.options.dtype)
+        if key in self.imports:
+            return self.imports[key]
         self.progress(f"importing the model for {mode}")
         found = load(
             self.model,
@@ -150,7 +163,9 @@ class Analysis:
             allow_unknown=self.options.allow_unknown,
             example_inputs=self.example_inputs,
         )
-        return replace(found, notes=(*found.notes, *routing_notes(found.graph, self.options)))
+        found = replace(found, notes=(*found.notes, *routing_notes(found.graph, self.options)))
+        self.imports[key] = found
+        return found
 
     def _price(self, imported: ImportedModel) -> PricedStep:
         return price_step(
@@ -197,6 +212,7 @@ class Analysis:
             memory_profile=profile,
             model_flops=model_flops,
             timeline=events,
+            options=self.options.to_plain(),
             reprice=reprice,
         )
 

@@ -53,23 +53,29 @@ def show_device(name_or_path: str) -> str:
     Raises:
         HardwareError: if there is no such device, or its file is wrong.
     """
-    import yaml
-
     from costing.hardware_file import load_hardware
 
     # Loading it first finds every mistake, so that the walk below meets only what is right.
     hardware = load_hardware(name_or_path)
-    data = yaml.safe_load(Path(hardware.path).read_text(encoding="utf-8"))
-    figures = list(_figures(data, ""))
-    keys = max((len(path) for path, _ in figures), default=0)
+    figures = list(device_figures(hardware))
+    keys = max((len(path) for path, _, _ in figures), default=0)
     numbers: dict[str, int] = {}
     lines = [f"{hardware.name}: {plain_text(hardware.title)}", plain_text(hardware.path), ""]
-    for path, value in figures:
-        number = numbers.setdefault(hardware.sources.get(path, "not stated"), len(numbers) + 1)
+    for path, value, source in figures:
+        number = numbers.setdefault(source, len(numbers) + 1)
         lines.append(f"{plain_text(path):<{keys}}  {plain_text(value)} [{number}]")
     lines += ["", "Sources"]
     lines += [f"[{number}] {plain_text(source, 1000)}" for source, number in numbers.items()]
     return "\n".join(lines) + "\n"
+
+
+def device_figures(hardware: Hardware) -> Iterator[tuple[str, str, str]]:
+    """Every figure of a device: its key path, its value as the file states it, its source."""
+    import yaml
+
+    data = yaml.safe_load(Path(hardware.path).read_text(encoding="utf-8"))
+    for path, value in _figures(data, ""):
+        yield path, value, hardware.sources.get(path, "not stated")
 
 
 def _figures(data: object, path: str) -> Iterator[tuple[str, str]]:

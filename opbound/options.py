@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import inf
 from types import MappingProxyType
+from typing import Any
 
 from graph_ir.errors import MeshError, OpboundError, did_you_mean
 
 MODES = ("inference", "training", "generation")
 AXES = ("dp", "tp", "pp")
-RECOMPUTE = ("none", "selective", "full")
+RECOMPUTE = ("none", "selective", "full", "fit")
+BALANCES = ("time", "memory", "fit")
 OPTIMIZERS = ("adamw", "sgd")
 EXECUTION = ("eager", "fused")
 ZERO_STAGES = (0, 1, 2, 3)
@@ -63,7 +65,12 @@ class Options:
     """Samples of one micro-batch on one data-parallel rank."""
     schedule: str = "1f1b"
     """Order of a pipeline's work: one of `SCHEDULES`, or interleaved:V with V stages per rank."""
+    stages: Sequence[int] = ()
+    """Repeated layers of each pipeline stage; empty to balance them."""
+    balance: str = "time"
+    """What the worst pipeline stage gets least of: time, memory, or (fit) time as far as memory allows."""
     recompute: str = "none"
+    """none, selective, full, or (fit) on each pipeline rank the cheapest of them that fits its memory."""
     optimizer: str | None = None
     """adamw or sgd; training only, where None means adamw."""
     execution: str = "eager"
@@ -76,6 +83,7 @@ class Options:
         for name, value, known in (
             ("mode", self.mode, MODES),
             ("recompute", self.recompute, RECOMPUTE),
+            ("balance", self.balance, BALANCES),
             ("optimizer", self.optimizer or "adamw", OPTIMIZERS),
             ("execution", self.execution, EXECUTION),
         ):
@@ -83,12 +91,18 @@ class Options:
                 raise OpboundError(f"{name}={value!r} does not exist; {did_you_mean(value, known)}")
         if self.zero not in ZERO_STAGES:
             raise OpboundError(f"zero={self.zero!r} does not exist; known: 0, 1, 2, 3")
-        if not isinstance(self.expert_imbalance, int | float) or not 1 <= self.expert_imbalance < inf:
+        if (
+            not isinstance(self.expert_imbalance, int | float)
+            or not 1 <= self.expert_imbalance < inf
+        ):
             raise OpboundError(
                 f"expert_imbalance={self.expert_imbalance!r} is no such ratio: the busiest expert gets "
                 f"at least the mean, so give 1 or more"
             )
         check_schedule(self.schedule)
+        if (self.stages or self.balance != "time") and self.parallel.get("pp", 1) == 1:
+            given = "stages" if self.stages else "balance"
+            raise OpboundError(f"{given} shares out a pipeline's layers: add pp=N to parallel")
         self._check_sizes()
         self._check_mode()
 
@@ -120,6 +134,31 @@ class Options:
                         f"{name}={value} means nothing in {self.mode} mode: "
                         f"leave it out or use mode {mode}"
                     )
+
+    def to_plain(self) -> dict[str, Any]:
+        """What differs from the defaults, as a report keeps it: `from_plain` makes the same options."""
+        plain: dict[str, Any] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            value = dict(value) if isinstance(value, Mapping) else value
+            if value and value != entry.default:
+                plain[entry.name] = value
+        return plain
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Options:
+        """Reads `to_plain`'s result back.
+
+        Raises:
+            OpboundError: if a newer version wrote an option that this one does not know.
+        """
+        strange = sorted(set(plain) - {entry.name for entry in fields(cls)})
+        if strange:
+            raise OpboundError(
+                f"the report was made with options that this opbound does not know: "
+                f"{', '.join(strange)}; analyse the model again"
+            )
+        return cls(**plain)
 
     @property
     def devices(self) -> int:
@@ -163,6 +202,20 @@ def _all_axes() -> tuple[str, ...]:
     from partitioner.strategies import split_passes
 
     return (*AXES, *(step.axis for step in split_passes() if step.axis is not None))
+
+
+def parse_stages(text: str) -> tuple[int, ...]:
+    """Reads '10,12,12,10', the layers of each pipeline stage.
+
+    Raises:
+        OpboundError: if the text has another form.
+    """
+    counts = [piece.strip() for piece in text.split(",")]
+    if not all(c.isdecimal() and c.isascii() and int(c) > 0 for c in counts):
+        raise OpboundError(
+            f"--stages {text!r} is not a list of positive numbers: write it as --stages 10,12,12,10"
+        )
+    return tuple(map(int, counts))
 
 
 def parse_dim(text: str) -> tuple[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 from graph_ir.errors import OpboundError
 from reports.conclusions import StepParts, conclude
@@ -89,6 +90,7 @@ def build_report(
     memory_profile: MemoryProfile | None = None,
     model_flops: int | None = None,
     timeline: Iterable[TimelineEvent] = (),
+    options: Mapping[str, Any] = MappingProxyType({}),
     reprice: Callable[[str], float] | None = None,
 ) -> Report:
     """Builds the report of one costed step, with repeated layers folded.
@@ -109,6 +111,7 @@ def build_report(
         model_flops: FLOPs of the whole model's forward and backward pass over all devices, for MFU;
             None takes them from the rows, as if every device did what the busiest one does.
         timeline: the simulated step, piece by piece.
+        options: what was asked for, as plain data.
         reprice: the step time in seconds with one bound's term removed from every node, by a new
             simulation; None derives it from the rows.
 
@@ -133,6 +136,7 @@ def build_report(
         hardware=hardware,
         strategy=strategy,
         mode=mode,
+        options=options,
         coverage=coverage,
         totals=replace(totals, conclusions=conclusions),
         memory=memory,

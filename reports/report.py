@@ -281,6 +281,8 @@ class Report(Record):
     hardware: HardwareInfo
     strategy: StrategyInfo
     mode: str
+    options: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    """What was asked for, where it is not the default: enough to analyse the model again."""
     coverage: Coverage
     totals: Totals
     memory: MemoryUse

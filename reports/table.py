@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _NAME_AT_LEAST = 24
 
+_MOST_ROWS = 1000
+"""More than anyone reads; who asks for more with `top` gets them, and JSON and CSV have all."""
+
 # What a narrow terminal goes without, in this order; every other form has all of it.
 _DISPENSABLE = (
     "dtype",
@@ -45,7 +48,7 @@ def render_text(report: Report, *, top: int | None = None, width: int | None = N
 
     Args:
         report: what to print.
-        top: number of operators to show, the slowest first; None shows all.
+        top: number of operators to show, the slowest first; None shows all up to `_MOST_ROWS`.
         width: columns of the terminal, to which names are shortened; None leaves them whole.
     """
     return "\n".join(_lines(report, top, width)) + "\n"
@@ -64,7 +67,7 @@ def render_rich(report: Report, *, top: int | None = None, width: int | None = N
 
 
 def _lines(report: Report, top: int | None, width: int | None) -> list[str]:
-    rows = busiest_first(report.operators, top)
+    rows = busiest_first(report.operators, _MOST_ROWS if top is None else top)
     lines = [f"{key:<12}{value}" for key, value in header_lines(report)]
     cells = operator_cells(rows)
     fitting = _fit(cells, width) if width else cells
@@ -72,6 +75,8 @@ def _lines(report: Report, top: int | None, width: int | None) -> list[str]:
     missing = [header for header in cells.headers if header not in fitting.headers]
     lines += [f"Too narrow for the columns {', '.join(missing)}."] if missing else []
     lines += left_out_line(report, rows)
+    if top is None and len(rows) == _MOST_ROWS:
+        lines.append("--top N shows more, JSON and CSV have all of them.")
     lines += ["", "Time", text_table(totals_cells(report))]
     lines += [f"{key:<12}{value}" for key, value in total_lines(report)]
     lines += ["", "Memory per device at its peak", text_table(memory_cells(report))]

@@ -73,7 +73,7 @@ def test_the_schema_and_the_code_know_the_same_words():
 def test_the_promised_keys(report):
     plain = report.to_dict()
     assert set(plain) == set(
-        "schema_version opbound_version model hardware strategy mode coverage totals memory "
+        "schema_version opbound_version model hardware strategy mode options coverage totals memory "
         "operators timeline".split()
     )
     assert set(plain["totals"]) >= set(
