@@ -2,7 +2,8 @@
 
 Elementwise operators, norms and reductions join the kernel of a producer whose elements they walk over;
 elementwise operators also join a product as its epilogue. This is what TorchInductor, XLA and TensorRT
-have in common. A kernel never spans two phases, two blocks or a collective, and merging never closes a
+have in common. What is stored in few bits stays so in memory: the kernel that computes with it widens it. A
+kernel never spans two phases, two blocks or a collective, and merging never closes a
 cycle.
 """
 
@@ -31,12 +32,48 @@ class _Fuser:
             if host is None:
                 host = []
                 groups.append(host)
+            for widened in self._widened_for(node, host):
+                host.extend(widened)
+                self.group_of.update((member, host) for member in widened)
+                widened.clear()
             host.append(node)
             self.group_of[node] = host
-        return groups
+        for group in groups:
+            group.sort(key=self.position.__getitem__)
+        return [group for group in groups if group]
+
+    def _widened_for(self, node: Node, host: list[Node]) -> list[list[Node]]:
+        """Kernels that only dequantise an operand of the node, for it alone."""
+        if node.definition.kind not in _JOINS:
+            return []
+        found = []
+        makers = (self.graph.producers.get(v) for v in dict.fromkeys(node.inputs))
+        for producer in dict.fromkeys(p for p in makers if p is not None):
+            first, *views = group = self.group_of[producer]
+            if (
+                group is not host
+                and first.op == "dequantize"
+                and all(n.definition.is_view(n) for n in views)
+                and all(len(self.graph.users.get(v, ())) == 1 for n in group for v in n.outputs)
+                and first.phase == node.phase
+                and self.graph.block_of.get(first) is self.graph.block_of.get(node)
+                and not (host and self._closes_cycle({producer}, host))
+            ):
+                found.append(group)
+        return found
+
+    def _stays_narrow(self, node: Node) -> bool:
+        """Whether a dequantised value would be written wide if the kernel that made it widened it too."""
+        stored, wide = node.inputs[0], node.outputs[0]
+        if node.op != "dequantize" or stored.type.dtype.bits >= wide.type.dtype.bits:
+            return False
+        others = [u for u in self.graph.users.get(wide, ()) if u.definition.kind != "elementwise"]
+        return len(self.graph.users.get(stored, ())) > 1 or bool(others)
 
     def _host(self, node: Node) -> list[Node] | None:
         if node.definition.kind not in _JOINS and not node.definition.is_view(node):
+            return None
+        if node.inputs and self._stays_narrow(node):
             return None
         producers = {p for v in node.inputs if (p := self.graph.producers.get(v)) is not None}
         for producer in sorted(producers, key=lambda p: -self.position[p]):
