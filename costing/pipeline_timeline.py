@@ -150,6 +150,20 @@ def _most(order: Sequence[Slot], stages: Sequence[int]) -> tuple[int, ...]:
     return most
 
 
+def in_flight(schedule: Schedule, ranks: int, microbatches: int) -> tuple[int, ...]:
+    """Micro-batches whose activations each stage keeps when its rank keeps most, in model order.
+
+    Raises:
+        MeshError: if the schedule does not fit the number of ranks or micro-batches.
+    """
+    found: dict[int, int] = {}
+    for rank, row in enumerate(schedule.layout(ranks)):
+        counts = _most(schedule.order(rank, ranks, microbatches, training=True), row)
+        for stage, count in zip(row, counts, strict=True):
+            found[stage] = max(found.get(stage, 0), count)
+    return tuple(found[stage] for stage in sorted(found))
+
+
 def simulate(
     schedule: Schedule, stages: Sequence[StageSeconds], ranks: int, microbatches: int
 ) -> PipelineTimeline:

@@ -27,3 +27,6 @@ class PartitionedGraph:
     """Number of devices in the mesh."""
     stage_stride: int
     """Distance in ranks between neighbouring stages, which tells the link between them."""
+    bounds: tuple[int, ...] = ()
+    """Where a pipeline was cut: the first forward step of each stage (a repeated layer is one), and the
+    number of steps."""

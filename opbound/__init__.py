@@ -40,6 +40,8 @@ def analyze(
     zero: int = 0,
     microbatch: int | None = None,
     schedule: str = "1f1b",
+    stages: Sequence[int] = (),
+    balance: str = "time",
     recompute: str = "none",
     optimizer: str | None = None,
     execution: str = "eager",
@@ -71,8 +73,11 @@ def analyze(
         sequence_parallel: shard the sequence where tensor parallelism does not.
         zero: ZeRO stage, 0 to 3: what data parallelism shards of the training state.
         microbatch: samples of one micro-batch on one data-parallel rank.
-        schedule: `gpipe`, `1f1b` or `interleaved:V`.
-        recompute: `none`, `selective` or `full`.
+        schedule: `gpipe`, `1f1b`, `interleaved:V`, `zb-h1`, `zb-v` or `dualpipe`.
+        stages: repeated layers of each pipeline stage; empty to balance them.
+        balance: what the worst pipeline stage gets least of: `time`, `memory`, or (`fit`) time as far as
+            memory allows.
+        recompute: `none`, `selective`, `full`, or (`fit`) on each rank as little as its memory allows.
         optimizer: `adamw` or `sgd`, in training mode (adamw if not given).
         execution: `eager` (one kernel per operator) or `fused`.
         expert_imbalance: in a mixture of experts, the tokens of the busiest expert (of the busiest rank,
@@ -105,6 +110,8 @@ def analyze(
         zero=zero,
         microbatch=microbatch,
         schedule=schedule,
+        stages=stages,
+        balance=balance,
         recompute=recompute,
         optimizer=optimizer,
         execution=execution,

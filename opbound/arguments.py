@@ -8,6 +8,7 @@ from graph_ir.errors import OpboundError
 from opbound._version import __version__
 from opbound.model_answers import add_answer_options, answers_of
 from opbound.options import (
+    BALANCES,
     DEFAULT_HARDWARE,
     DEFAULT_NEW_TOKENS,
     DEFAULT_PROMPT_TOKENS,
@@ -19,6 +20,7 @@ from opbound.options import (
     Options,
     parse_dim,
     parse_parallel,
+    parse_stages,
 )
 from opbound.parser import Parser
 from opbound.search_arguments import add_search_options
@@ -124,6 +126,8 @@ def _add_annotate(commands: argparse._SubParsersAction[Parser]) -> None:
         sequence_parallel=False,
         zero=0,
         schedule="1f1b",
+        stages=None,
+        balance="time",
         recompute="none",
     )
 
@@ -210,7 +214,23 @@ def _add_strategy(parser: argparse.ArgumentParser) -> None:
         help="order of a pipeline's work (default: %(default)s)",
     )
     group.add_argument(
-        "--recompute", choices=RECOMPUTE, default="none", help="default: %(default)s"
+        "--stages",
+        metavar="10,12,12,10",
+        help="repeated layers of each pipeline stage (default: balanced)",
+    )
+    group.add_argument(
+        "--balance",
+        choices=BALANCES,
+        default="time",
+        help="what the worst pipeline stage gets least of; fit: time as far as the device's memory "
+        "allows (default: %(default)s)",
+    )
+    group.add_argument(
+        "--recompute",
+        choices=RECOMPUTE,
+        default="none",
+        help="activations that the backward pass computes again; fit: on each pipeline rank as little "
+        "as its memory allows (default: %(default)s)",
     )
     group.add_argument("--optimizer", choices=OPTIMIZERS, help="in training mode (default: adamw)")
     _add_execution(group)
@@ -317,6 +337,8 @@ def options_of(arguments: argparse.Namespace) -> Options:
         zero=arguments.zero,
         microbatch=arguments.microbatch,
         schedule=arguments.schedule,
+        stages=parse_stages(arguments.stages) if arguments.stages is not None else (),
+        balance=arguments.balance,
         recompute=arguments.recompute,
         optimizer=arguments.optimizer,
         execution=arguments.execution,

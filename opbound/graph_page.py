@@ -35,7 +35,9 @@ def graph_page(model: object, options: Options, *, every_node: bool, progress: P
             from graph_ir.fold import fold
 
             graph = fold(graph)
-        _, parts = split_step(graph, options, analysis.pricer, progress)
+        _, parts = split_step(
+            graph, options, analysis.pricer, progress, analysis.workload.microbatches
+        )
         pages += [f"{title}{page}" for page in _stage_pages(parts)]
     return "\n\n".join(pages) + "\n"
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from graph_ir.errors import OpboundError
 from opbound.options import Options
 from opbound.priced_nodes import costed_node
 from opbound.workload import Workload
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from costing.step import StepCost
     from graph_ir.graph import Graph, Node
     from graph_ir.partitioned import PartitionedGraph
+    from partitioner.pipeline_plan import PipelinePlan
     from reports import CostedNode
 
 
@@ -33,6 +35,8 @@ class PricedStep:
     pricer: NodePricer
     price: Callable[[NodePricer], StepCost] = field(repr=False)
     """Prices the same partitioned step with another pricer."""
+    recompute: tuple[str, ...] = ()
+    """The policy of each pipeline stage."""
 
     def time_without(self, bound: str) -> float:
         """Seconds that the step takes where one bound's term is gone, simulated anew."""
@@ -88,12 +92,10 @@ def price_step(
     executed = executed_graph(forward, options, progress)
     progress("finding repeated layers")
     folded = fold(executed)
-    graph, partitioned = split_step(folded, options, pricer, progress)
     schedule = pipeline_schedule(options)
-    progress("pricing every operator")
     runs = workload.microbatches
 
-    def price(node_pricer: NodePricer) -> StepCost:
+    def price(partitioned: PartitionedGraph, node_pricer: NodePricer) -> StepCost:
         return step_cost(
             [stage.graph for stage in partitioned.stages],
             hardware,
@@ -103,7 +105,47 @@ def price_step(
             node_pricer,
         )
 
-    return PricedStep(folded, price(pricer), runs, _needed_flops(graph) * runs, pricer, price)
+    recompute: tuple[str, ...] = ()
+    if options.recompute == "fit" and options.mode == "training":
+        graph, partitioned, recompute = _fitted(
+            folded, options, pricer, progress, runs, lambda p: price(p, pricer)
+        )
+    else:
+        graph, partitioned = split_step(folded, options, pricer, progress, runs)
+    progress("pricing every operator")
+    return PricedStep(
+        folded,
+        price(partitioned, pricer),
+        runs,
+        _needed_flops(graph) * runs,
+        pricer,
+        lambda other: price(partitioned, other),
+        recompute or (options.recompute,) * len(partitioned.stages),
+    )
+
+
+def _fitted(
+    folded: Graph,
+    options: Options,
+    pricer: NodePricer,
+    progress: Callable[[str], None],
+    microbatches: int,
+    price: Callable[[PartitionedGraph], StepCost],
+) -> tuple[Graph, PartitionedGraph, tuple[str, ...]]:
+    """The step with as little recomputation on each rank as its memory allows."""
+    from opbound.recompute_fit import POLICIES, fitted
+
+    graphs: list[Graph] = []
+    parts: list[PartitionedGraph] = []
+    for policy in POLICIES:
+        bounds = parts[0].bounds if parts else ()
+        one = replace(options, recompute=policy)
+        graph, partitioned = split_step(folded, one, pricer, progress, microbatches, bounds)
+        graphs.append(graph)
+        parts.append(partitioned)
+    layout = pipeline_schedule(options).layout(options.parallel.get("pp", 1))
+    capacity = pricer.hardware.main_memory.capacity_bytes
+    return graphs[0], *fitted(parts, price, layout, capacity)
 
 
 def pipeline_schedule(options: Options) -> Schedule:
@@ -111,6 +153,27 @@ def pipeline_schedule(options: Options) -> Schedule:
     from costing.schedule import Schedule
 
     return Schedule.parse(options.schedule if options.parallel.get("pp", 1) > 1 else "1f1b")
+
+
+def _pipeline_plan(
+    options: Options, microbatches: int, hardware: Hardware, bounds: tuple[int, ...]
+) -> PipelinePlan:
+    from costing.pipeline_timeline import in_flight
+    from partitioner.pipeline_plan import PipelinePlan
+
+    schedule = pipeline_schedule(options)
+    ranks = options.parallel.get("pp", 1)
+    training = options.mode == "training"
+    if ranks > 1 and training:
+        schedule.check(ranks, microbatches)
+    return PipelinePlan(
+        layout=schedule.layout(ranks),
+        layers=tuple(options.stages),
+        balance=options.balance,
+        in_flight=in_flight(schedule, ranks, microbatches) if ranks > 1 and training else (),
+        capacity_bytes=hardware.main_memory.capacity_bytes,
+        bounds=bounds,
+    )
 
 
 def executed_graph(forward: Graph, options: Options, progress: Callable[[str], None]) -> Graph:
@@ -127,7 +190,12 @@ def executed_graph(forward: Graph, options: Options, progress: Callable[[str], N
 
 
 def split_step(
-    forward: Graph, options: Options, pricer: NodePricer, progress: Callable[[str], None]
+    forward: Graph,
+    options: Options,
+    pricer: NodePricer,
+    progress: Callable[[str], None],
+    microbatches: int = 1,
+    bounds: tuple[int, ...] = (),
 ) -> tuple[Graph, PartitionedGraph]:
     """The graph of one micro-batch, in training with its backward pass, and its parts.
 
@@ -136,6 +204,8 @@ def split_step(
         options: mode and strategy.
         pricer: balances the stages of a pipeline.
         progress: is told what is being done.
+        microbatches: per step, for which a pipeline is balanced.
+        bounds: where an earlier pipeline was cut, to cut there again.
 
     Raises:
         OpboundError: if the strategy cannot be applied.
@@ -150,8 +220,8 @@ def split_step(
         Mesh(dict(options.parallel)),
         options.sequence_parallel,
         options.zero,
-        options.expert_imbalance,
-        layout=pipeline_schedule(options).layout(options.parallel.get("pp", 1)),
+        expert_imbalance=options.expert_imbalance,
+        pipeline=_pipeline_plan(options, microbatches, pricer.hardware, bounds),
     )
     return graph, partition(graph, strategy, lambda node: pricer.cost(node).time_s)
 
@@ -162,6 +232,8 @@ def step_graph(forward: Graph, options: Options, progress: Callable[[str], None]
         return forward
     from graph_ir.training import training_graph
 
+    if options.recompute == "fit":
+        raise OpboundError("--recompute fit is chosen by prices: here give none, selective or full")
     progress("deriving the backward pass")
     optimizer = options.optimizer or "adamw"
     return training_graph(forward, optimizer=optimizer, recompute=options.recompute)

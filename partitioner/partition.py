@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from graph_ir.graph import Graph, Node
 from graph_ir.partitioned import PartitionedGraph, Stage
+from partitioner.cell_memory import zero_shares
 from partitioner.pipeline import Cutter
 from partitioner.strategies import split_passes
-from partitioner.strategy import Strategy
+from partitioner.strategy import Prices, Strategy
 
 PIPELINE_ORDER = 50
 """Strategies of lower order see the whole graph, those of higher order each stage's own."""
@@ -28,14 +30,19 @@ def partition(
         MeshError: if an axis does not divide what it should split, or the graph cannot be cut.
     """
     passes = split_passes()
+    if strategy.prices is None:
+        strategy = replace(strategy, prices=Prices(node_time))
     for step in passes:
         if step.order < PIPELINE_ORDER:
             graph = step.apply(graph, strategy)
     axis = strategy.mesh.axis("pp")
     stages = [Stage(graph, "the whole model")]
+    bounds: tuple[int, ...] = ()
     if axis.size > 1:
-        cutter = Cutter(graph, node_time, axis, strategy.layout)
-        stages = cutter.cut(cutter.bounds())
+        replicas = strategy.mesh.axis("dp").size
+        cutter = Cutter(graph, node_time, axis, strategy.pipeline.layout)
+        bounds = cutter.bounds(strategy.pipeline, zero_shares(strategy.zero, replicas))
+        stages = cutter.cut(bounds)
     finished: dict[Graph, Graph] = {}
     for stage in stages:
         if stage.graph in finished:
@@ -46,4 +53,4 @@ def partition(
                 local = step.apply(local, strategy)
         finished[stage.graph] = local
     placed = tuple(Stage(finished[s.graph], s.label) for s in stages)
-    return PartitionedGraph(placed, strategy.mesh.devices, axis.stride)
+    return PartitionedGraph(placed, strategy.mesh.devices, axis.stride, bounds)

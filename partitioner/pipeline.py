@@ -6,15 +6,24 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from math import inf
 from typing import Any
 
 from graph_ir.errors import MeshError
 from graph_ir.graph import Graph, Node, Value
 from graph_ir.partitioned import Stage
 from partitioner.balance import Load, balanced_cuts
+from partitioner.cell_memory import (
+    Shares,
+    room_besides,
+    saved_bytes,
+    standing_bytes,
+    working_bytes,
+)
 from partitioner.cells import Cells, Group
 from partitioner.mesh import MeshAxis
 from partitioner.mirror import mirrored
+from partitioner.pipeline_plan import PipelinePlan
 from partitioner.shared_weights import spread, weights_with_sums
 from partitioner.stage_graph import Exchange, Held, StageBuilder, Transfer
 
@@ -81,24 +90,41 @@ class Cutter:
             known[size] = self.node_time(node) * (2 if training else 1)
         return [known[size] for size in crossing]
 
-    def bounds(self, loads: Sequence[Load] = ()) -> list[int]:
+    def bounds(self, plan: PipelinePlan, shares: Shares = (1.0, 1.0, 1.0)) -> tuple[int, ...]:
         """The first cell of every stage, and the number of cells.
 
         Args:
-            loads: what is balanced and limited (`balanced_cuts`); the time by default.
+            plan: what is asked for.
+            shares: part of parameters, gradients and states that a rank stores.
 
         Raises:
-            MeshError: if there are too few places to cut, or the limits cannot be kept.
+            MeshError: if there are too few places to cut, or memory does not suffice.
         """
-        cuts = balanced_cuts(loads or [self.time_load()], self.stages)
-        if cuts is None:
-            self.check(self.cells.count)
-            raise MeshError(
-                f"{self.mesh_axis.name}={self.mesh_axis.size}: no cut of "
-                f"{self.graph.name or 'the graph'} fits the device's memory; use more stages, "
-                "recomputation or --balance memory to see the least that is needed"
+        if plan.bounds:
+            return plan.bounds
+        if plan.layers:
+            return self.given_bounds(plan.layers)
+        self.check(self.cells.count)
+        loads = [self.time_load()]
+        if plan.balance != "time":
+            besides = room_besides(self.cells)
+            limit = (plan.capacity_bytes or inf) - max(working_bytes(self.cells)) + max(besides)
+            standing = standing_bytes(self.cells, shares)
+            memory = Load(
+                saved_bytes(self.cells),
+                [a + b for a, b in zip(standing, besides, strict=True)],
+                weights=plan.in_flight,
+                limit=limit if plan.balance == "fit" else None,
             )
-        return [0, *cuts, self.cells.count]
+            loads = [memory] if plan.balance == "memory" else [*loads, memory]
+        cuts = balanced_cuts(loads, self.stages)
+        if cuts is None:
+            raise MeshError(
+                f"{self.mesh_axis.name}={self.mesh_axis.size}: however "
+                f"{self.graph.name or 'the graph'} is cut, a stage exceeds the device's memory: "
+                "use more stages or --recompute, or --balance memory to see how much is missing"
+            )
+        return (0, *cuts, self.cells.count)
 
     def check(self, cells: int) -> None:
         """Raises MeshError if there are more stages than cells."""
@@ -111,7 +137,7 @@ class Cutter:
                 f"the nearest that works is {self.mesh_axis.name}={max(cells // per_rank, 1)}"
             )
 
-    def given_bounds(self, counts: Sequence[int]) -> list[int]:
+    def given_bounds(self, counts: Sequence[int]) -> tuple[int, ...]:
         """Bounds from the number of layers of each stage.
 
         What stands before the repeated layers goes to the first stage that has layers, what stands behind
@@ -135,7 +161,7 @@ class Cutter:
                 f"{len(starts)} {what}, at least one each, not {sum(counts)}"
             )
         firsts = list(itertools.accumulate(counts[:-1]))
-        return [0, *(starts[i] for i in firsts), self.cells.count]
+        return (0, *(starts[i] for i in firsts), self.cells.count)
 
     def cut(self, bounds: Sequence[int]) -> list[Stage]:
         """The graph of each stage, in model order.

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from graph_ir.errors import MeshError, OpboundError
+from graph_ir.graph import Node
 from partitioner.mesh import Mesh
+from partitioner.pipeline_plan import PipelinePlan
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a search weighs. The caller knows the hardware; the partitioner does not."""
+
+    node_time: Callable[[Node], float]
+    """Seconds of one application of a node, collectives included."""
+    gradients: float = 1.0
+    """Share of a gradient's reduction and of an update that counts: 1 / micro-batches."""
+    byte_s: float = 0.0
+    """Seconds that a stored byte is worth: rises until the model fits."""
+    capacity_bytes: float | None = None
+    """Bytes of weights and optimizer states that a device may store; None: any."""
 
 
 @dataclass(frozen=True)
@@ -17,18 +34,36 @@ class Strategy:
     """Split the sequence over the tensor-parallel group where nothing else is split."""
     zero: int = 0
     """0: replicate; 1: split optimizer states; 2: and gradients; 3: and parameters (FSDP)."""
+    shard_group: int = 0
+    """With ZeRO: ranks that what is stored is split over, while other groups of as many hold copies
+    (hybrid sharding); 0: all ranks that see other data."""
+    prefetch: bool = True
+    """With ZeRO-3: weights are gathered while the block before works, not when they are needed."""
+    context_parallel: str = ""
+    """How attention runs where tokens are split: ulysses, allgather, ring or ulysses:N+ring; empty:
+    ulysses where the heads divide, else allgather."""
     expert_imbalance: float = 1.0
     """Tokens of the rank whose experts get most, over the mean of all ranks."""
-    layout: tuple[tuple[int, ...], ...] = ()
-    """Which stages, in model order, each rank along the pipeline holds; empty for one each."""
+    pipeline: PipelinePlan = field(default_factory=PipelinePlan)
+    prices: Prices | None = None
+    """For the axis `auto`, whose split is searched: what things cost; None: as the pipeline is balanced."""
 
     def __post_init__(self) -> None:
         if self.zero not in (0, 1, 2, 3):
             raise OpboundError(f"--zero is {self.zero}; choose 0, 1, 2 or 3")
-        if self.zero and self.mesh.axis("dp").size == 1:
+        if self.zero and all(self.mesh.axis(name).size == 1 for name in ("dp", "cp", "ep")):
             raise MeshError(
                 f"--zero {self.zero} splits over the data-parallel group, but dp is 1; "
                 "add dp=N to --parallel"
+            )
+        if self.shard_group and not self.zero:
+            raise OpboundError(
+                f"--shard-group {self.shard_group} says over how many ranks --zero splits; add --zero 3"
+            )
+        if self.context_parallel and self.mesh.axis("cp").size == 1:
+            raise MeshError(
+                f"--context-parallel {self.context_parallel} says how tokens are split over the "
+                "context-parallel group, but cp is 1; add cp=N to --parallel"
             )
         if self.sequence_parallel and self.mesh.axis("tp").size == 1:
             raise MeshError(
