@@ -6,6 +6,7 @@ them runs split along it, by the rule of its equation; all others run whole.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from graph_ir.graph import Graph, Node, Value
@@ -29,6 +30,10 @@ class Plan:
     batch: frozenset[Axis] = frozenset()
     """Those of `axes` that hold the batch: statistics are taken over each device's part of it, and
     lookups and sorts of the data itself are each device's own."""
+    chosen: Mapping[Node, Axis | None] | None = None
+    """Where a search has chosen for each node: the axis that it runs split along, None for whole."""
+    lies: Mapping[Value, Axis | None] | None = None
+    """With `chosen`: the axis that each value is kept split along."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ class Placements:
 
     def natural(self, value: Value) -> Placement:
         """Where a value is split when nothing else is asked of it."""
+        if self.plan.lies is not None:
+            return Placement(self.plan.lies.get(value))
         own = self.axes.all_of(value)
         for axis in own:
             if axis in self.plan.axes and own.count(axis) == 1 and not axis.blocked:
@@ -88,6 +95,10 @@ class Placements:
         return WHOLE
 
     def _choose(self, node: Node) -> AxisRule | None:
+        if self.plan.chosen is not None:
+            chosen = self.plan.chosen.get(node)
+            batch = chosen in self.plan.batch
+            return None if chosen is None else self.axes.rule(node, chosen, batch=batch)
         if self.plan.batch:
             local = self.axes.local_rule(node, self.plan.batch)
             if local is not None:

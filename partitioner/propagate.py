@@ -201,7 +201,7 @@ class _Split:
             n.phase == "forward" for n in self.graph.nodes if n.phase != "communication"
         )
         collected = any(value in block.collected for block in self.graph.blocks)
-        stays = self.plan.batch or collected or value.role or not inference
+        stays = has.axis in self.plan.batch or collected or value.role or not inference
         if has.axis is None or producer is None or stays:
             return self._type(value, has)
         return self._convert(value, has, WHOLE, producer, producer.phase)
