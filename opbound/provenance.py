@@ -31,9 +31,15 @@ def model_info(model: ImportedModel, options: Options, microbatches: int = 1) ->
         sequence=model.sequence if model.sequence is not None else options.sequence,
         prompt_tokens=(options.prompt_tokens or DEFAULT_PROMPT_TOKENS) if generation else None,
         new_tokens=(options.new_tokens or DEFAULT_NEW_TOKENS) if generation else None,
+        file_bytes=_file_bytes(model.source),
         dims=dict(model.dims),
         notes=tuple(model.notes),
     )
+
+
+def _file_bytes(source: str) -> int | None:
+    path = Path(source)
+    return path.stat().st_size if path.suffix in (".onnx", ".pt2") and path.is_file() else None
 
 
 def model_dtype(graph: Graph) -> DType:

@@ -72,6 +72,8 @@ class ModelInfo(Record):
     """In generation mode: tokens of the prefill."""
     new_tokens: int | None = None
     """In generation mode: decode steps after it."""
+    file_bytes: int | None = None
+    """Size of the model's file, without external data; None where the model is no file."""
     dims: Mapping[str, int] = field(default_factory=lambda: _EMPTY)
     """Dynamic dims by name with the sizes they were bound to."""
     notes: tuple[str, ...] = ()

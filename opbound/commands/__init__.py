@@ -7,7 +7,7 @@ from importlib import import_module
 
 from opbound.parser import Parser
 
-COMMANDS = ("diff", "explain")
+COMMANDS = ("diff", "check", "init", "explain")
 
 
 def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
