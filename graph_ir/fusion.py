@@ -9,7 +9,7 @@ cycle.
 
 from __future__ import annotations
 
-from graph_ir.graph import Graph, Node
+from graph_ir.graph import Graph, Node, Value
 
 _JOINS = ("elementwise", "reduction", "normalization")
 
@@ -67,8 +67,18 @@ class _Fuser:
         stored, wide = node.inputs[0], node.outputs[0]
         if node.op != "dequantize" or stored.type.dtype.bits >= wide.type.dtype.bits:
             return False
-        others = [u for u in self.graph.users.get(wide, ()) if u.definition.kind != "elementwise"]
-        return len(self.graph.users.get(stored, ())) > 1 or bool(others)
+        readers = [u.definition.kind for u in self._readers(wide)]
+        return len(self.graph.users.get(stored, ())) > 1 or readers.count("elementwise") < len(
+            readers
+        )
+
+    def _readers(self, value: Value) -> list[Node]:
+        """The nodes that read a value, perhaps through views."""
+        found = []
+        for user in self.graph.users.get(value, ()):
+            through = user.definition.is_view(user)
+            found += self._readers(user.outputs[0]) if through else [user]
+        return found
 
     def _host(self, node: Node) -> list[Node] | None:
         if node.definition.kind not in _JOINS and not node.definition.is_view(node):

@@ -3,6 +3,9 @@
 A scale that belongs to whole rows or columns of the result can wait until the sums are there, so the
 product itself reads few bits and runs on the integer or fp8 engine. Where only the weight is quantised, the
 product reads its few bits and computes in the other operand's type.
+
+What only moves dequantised elements, or picks the largest of them, moves the stored ones; and a tensor that
+is dequantised and quantised again with the same scale is the one that was stored.
 """
 
 from __future__ import annotations
@@ -80,7 +83,51 @@ def _float(made: TensorType) -> TensorType:
     return made if made.dtype.is_float else made.with_dtype(DType.FLOAT32)
 
 
+def _moved(match: Match, r: Replacement) -> bool:
+    node = match.nodes["move"]
+    maker = r.producers.get(node.inputs[0])
+    if r.training or maker is None or maker.op != "dequantize" or len(node.outputs) != 1:
+        return False
+    stored, scale, *zeros = maker.inputs
+    axis = maker.attrs.get("axis", 1)
+    if scale.type.elements != 1:
+        # Only a permutation keeps a scale per row or column one along a single dim.
+        if node.op != "transpose" or len(scale.type.shape) != 1:
+            return False
+        axis = tuple(node.attrs["perm"]).index(axis % len(stored.type.shape))
+    made = node.outputs[0].type
+    narrow = made.with_dtype(stored.type.dtype)
+    moved = r.emit("stored", node.op, [stored, *node.inputs[1:]], narrow, node.attrs)
+    attrs = {**maker.attrs, "axis": axis}
+    return r.finish("dequantize", [moved, scale, *zeros], attrs, telling=moved)
+
+
+def _requantised(match: Match, r: Replacement) -> bool:
+    node = match.nodes["quantize"]
+    maker = r.producers.get(node.inputs[0])
+    if r.training or maker is None or maker.op != "dequantize":
+        return False
+    stored, *old = maker.inputs
+    new = node.inputs[1:]
+    same = len(old) == len(new) and all(map(_equal, old, new))
+    if not same or stored.type != node.outputs[0].type:
+        return False
+    return r.finish("reshape", [stored], {"view": True})
+
+
+def _equal(one: Value, other: Value) -> bool:
+    if one.data is None or other.data is None:
+        return one is other
+    return np.array_equal(one.data, other.data)
+
+
 PATTERNS = (
+    Pattern(
+        "moved dequantised elements",
+        Apply("reshape transpose slice expand flip gather max_pool", name="move"),
+        _moved,
+    ),
+    Pattern("quantised as before", Apply("quantize", name="quantize"), _requantised),
     Pattern(
         "product of dequantised operands",
         Apply("matmul linear conv einsum", name="product"),

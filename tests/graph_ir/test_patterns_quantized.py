@@ -119,3 +119,38 @@ def test_training_keeps_the_rounding_apart() -> None:
     maker = Maker()
     graph = maker.build(matmul(maker, None, DType.INT8))
     assert canonicalize(graph, training=True) is graph
+
+
+@pytest.mark.parametrize("scale", [(), (4,)])
+def test_elements_that_only_move_stay_as_they_are_stored(scale: tuple[int, ...]) -> None:
+    """A transpose carries a scale per row along; a reshape would tear it apart."""
+    maker = Maker()
+    x = stored(maker, DType.INT8, (4, 6), scale, 0)
+    turned = maker.transpose(x, 1, 0)
+    before = maker.build(maker.reshape(turned, 3, 8), maker.neg(turned))
+    after = canonicalize(before)
+    by_op = {n.op: n for n in after.nodes}
+    assert by_op["transpose"].inputs[0].type.dtype is DType.INT8
+    wide = DType.FLOAT32 if scale else DType.INT8
+    assert by_op["reshape"].inputs[0].type.dtype is wide
+    numbers = feeds(before)
+    for ours, theirs in zip(results(after, numbers), results(before, numbers), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_quantised_again_with_the_same_scale_is_what_was_stored(same: bool) -> None:
+    maker = Maker()
+    levels = maker.weight(4, 6, dtype=DType.INT8)
+    scales = [maker.constant(np.float32(s)) for s in (0.5, 0.5 if same else 0.25)]
+    wide = levels.type.with_dtype(DType.FLOAT32)
+    x = maker.builder.emit("dequantize", [levels, scales[0]], [wide], {"axis": 0})[0]
+    moved = maker.reshape(x, 6, 4)
+    made = [moved.type.with_dtype(DType.INT8)]
+    back = maker.builder.emit("quantize", [moved, scales[1]], made, {"axis": 0})[0]
+    before = maker.build(back)
+    after = canonicalize(before)
+    assert ("quantize" in operators(after)) is not same
+    numbers = feeds(before)
+    numbers[levels] = np.round(numbers[levels])
+    np.testing.assert_array_equal(results(after, numbers)[0], results(before, numbers)[0])
