@@ -70,8 +70,8 @@ class ImportedModel:
     """What the user asked for: a path, `hf:NAME`, `package.module:factory`."""
 
     sha256: str
-    """Hash of the model file or configuration, hexadecimal; for live modules of their printed
-    structure."""
+    """Hash of the model file (without the elements of its large tensors) or configuration, hexadecimal;
+    for live modules of their printed structure."""
 
     importer: str
     """Frontend and route with versions, for example "onnx 1.19, opset 17" or "torch.export

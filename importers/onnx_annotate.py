@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graph_ir.errors import ModelFileError
-from importers.onnx_file import external_entry, is_text, read_onnx
+from importers.onnx_external import external_entry
+from importers.onnx_file import is_text, read_onnx
 from importers.onnx_names import name_of
 from importers.onnx_wire import LENGTH_DELIMITED, WireError, delimited, encode_varint, fields
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graph_ir.errors import ModelFileError
+from importers.onnx_external import external_entry, external_notes
 from importers.onnx_wire import STRIPPED_KEY, WireError, strip_weights
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, TensorProto
+    from onnx import ModelProto, TensorProto
 
 _MAX_TEXT_BYTES = 256 << 20
 _PROTOBUF_LIMIT_BYTES = (1 << 31) - 1
@@ -31,7 +32,8 @@ class OnnxFile:
     path: Path
     """Where it was read from."""
     sha256: str
-    """Hash of the file's bytes, hexadecimal (external data is not part of it)."""
+    """Hash of what was read, hexadecimal: the file's bytes without the elements of its large tensors, so
+    that neither reading them nor other weights in the same model count."""
     notes: tuple[str, ...]
     """What was odd but harmless, one sentence each."""
 
@@ -49,14 +51,11 @@ def read_onnx(path: Path) -> OnnxFile:
         if size == 0:
             raise ModelFileError(f"{path} is empty: download or export the model again")
         with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            head = file.read(64)
-            if is_text(head, path):
-                model = _parse_text(path, size)
+            if is_text(file.read(64), path):
+                content, model = _parse_text(path, size)
             else:
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                    model = _parse_binary(path, data)
+                    content, model = _parse_binary(path, data)
     except FileNotFoundError:
         raise ModelFileError(f"there is no file {path}: check the path") from None
     except OSError as error:
@@ -67,7 +66,8 @@ def read_onnx(path: Path) -> OnnxFile:
         raise ModelFileError(
             f"{path} names no operator set (opset_import is empty): it is no valid ONNX model"
         )
-    return OnnxFile(model, path, sha256, tuple(_external_notes(model.graph, path)))
+    sha256 = hashlib.sha256(content).hexdigest()
+    return OnnxFile(model, path, sha256, tuple(external_notes(model, path)))
 
 
 def is_text(head: bytes, path: Path) -> bool:
@@ -78,25 +78,26 @@ def is_text(head: bytes, path: Path) -> bool:
     return start.startswith((b"ir_version:", b"<ir_version", b"< ir_version"))
 
 
-def _parse_text(path: Path, size: int) -> ModelProto:
+def _parse_text(path: Path, size: int) -> tuple[bytes, ModelProto]:
     from google.protobuf import text_format
     from onnx import ModelProto, parser
 
     if size > _MAX_TEXT_BYTES:
         raise ModelFileError(f"{path} is a text file of {size} bytes: convert it to binary first")
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        text = content.decode("utf-8")
         if text.lstrip().startswith("<"):
-            return parser.parse_model(text)
+            return content, parser.parse_model(text)
         model = ModelProto()
         text_format.Parse(text, model)
     except (UnicodeDecodeError, text_format.ParseError, parser.ParseError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ModelFileError(f"{path} is no ONNX model in text form: {reason}") from None
-    return model
+    return content, model
 
 
-def _parse_binary(path: Path, data: mmap.mmap) -> ModelProto:
+def _parse_binary(path: Path, data: mmap.mmap) -> tuple[bytes, ModelProto]:
     from google.protobuf.message import DecodeError
     from onnx import ModelProto
 
@@ -113,38 +114,7 @@ def _parse_binary(path: Path, data: mmap.mmap) -> ModelProto:
     except (DecodeError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ModelFileError(f"{path} is no ONNX model: {reason}") from None
-    return model
-
-
-def _external_notes(graph: GraphProto, path: Path) -> list[str]:
-    """Says which external data files are absent; refuses those outside the model's folder."""
-    absent: list[str] = []
-    seen: set[str] = set()
-    for tensor in graph.initializer:
-        location = external_entry(tensor, "location")
-        if location is None or location in seen:
-            continue
-        seen.add(location)
-        target = Path(location)
-        if target.is_absolute() or ".." in target.parts:
-            raise ModelFileError(
-                f"{path}: initializer {tensor.name!r} keeps its data at {location!r}, outside the "
-                "model's folder: such files are not read, save the model with its data beside it"
-            )
-        if not (path.parent / target).is_file():
-            absent.append(location)
-    if not absent:
-        return []
-    names = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
-    return [f"External data is absent ({names}); only shapes were needed."]
-
-
-def external_entry(tensor: TensorProto, key: str) -> str | None:
-    """The value of one of a tensor's external_data entries, or None."""
-    for entry in tensor.external_data:
-        if entry.key == key:
-            return str(entry.value)
-    return None
+    return stripped, model
 
 
 def payload_is_here(tensor: TensorProto) -> bool:

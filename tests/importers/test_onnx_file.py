@@ -1,5 +1,6 @@
 """Loading: weights stay on disk, wherever they are and however large."""
 
+import hashlib
 import subprocess
 import sys
 
@@ -93,6 +94,65 @@ def test_absent_external_data_is_a_note_and_outside_paths_are_refused(tmp_path):
         onnx.save(linear_model(external((8, 8), location)), path)
         with pytest.raises(ModelFileError, match="outside the model's folder"):
             load(path)
+
+
+@pytest.mark.parametrize("inside", ["Constant", "If"])
+def test_tensors_of_nodes_and_subgraphs_are_looked_at_too(tmp_path, inside):
+    constant = helper.make_node("Constant", [], ["y"], value=external((4, 4), "/etc/passwd"))
+    if inside == "If":
+        branch = helper.make_graph(
+            [constant], "b", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, (4, 4))]
+        )
+        constant = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    graph = helper.make_graph(
+        [constant],
+        "g",
+        [helper.make_tensor_value_info("c", TensorProto.BOOL, ())],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (4, 4))],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelFileError, match="outside"):
+        load(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    "location", ["..\\w.bin", "C:\\w.bin", "C:w.bin", "a/../../w.bin", "/w.bin", "nul\0.bin"]
+)
+def test_every_way_out_of_the_folder_is_refused(tmp_path, location):
+    (tmp_path / "m.onnx").write_bytes(linear_model(external((4, 4), location)).SerializeToString())
+    with pytest.raises(ModelFileError, match="outside"):
+        load(tmp_path / "m.onnx")
+
+
+def test_links_may_lead_to_the_models_own_store_and_nowhere_else(tmp_path):
+    folder, store = tmp_path / "snapshot", tmp_path / "blobs"
+    folder.mkdir()
+    store.mkdir()
+    (store / "1").write_bytes(linear_model(external((4, 4), "w.bin")).SerializeToString())
+    (store / "2").write_bytes(bytes(64))
+    (folder / "w.bin").symlink_to(store / "2")
+    (folder / "linked.onnx").symlink_to(store / "1")
+    assert load(folder / "linked.onnx").notes == ()
+    (folder / "copied.onnx").write_bytes((store / "1").read_bytes())
+    with pytest.raises(ModelFileError, match="outside"):
+        load(folder / "copied.onnx")
+    (folder / "w.bin").unlink()
+    (folder / "w.bin").symlink_to("w.bin")
+    with pytest.raises(ModelFileError, match="outside"):
+        load(folder / "copied.onnx")
+
+
+def test_the_hash_is_the_files_own_unless_weights_are_inside(tmp_path):
+    path = tmp_path / "m.onnx"
+    hashes = []
+    for fill, side in ((0, 8), (0, 64), (1, 64)):
+        weight = numpy_helper.from_array(np.full((side, side), fill, np.float32), "w")
+        path.write_bytes(linear_model(weight).SerializeToString())
+        hashes.append(load(path).sha256)
+        assert (hashes[-1] == hashlib.sha256(path.read_bytes()).hexdigest()) == (side == 8)
+    assert hashes[0] != hashes[1] == hashes[2]
 
 
 def test_a_file_saved_without_its_weights(tmp_path):
