@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
 from graph_ir.graph import Value
 from graph_ir.tensor_type import DType, TensorType
-from importers.torch_call import Call, is_tensor
+from importers.torch_call import Call, Constant
 from importers.torch_movement import as_shape
 
 Rule = Callable[[Call], Any]
@@ -18,9 +18,7 @@ def _attention(call: Call) -> Value:
     """Fused attention; in training its result for the backward pass is the row's log-sum of exponentials."""
     operands = [_four_dims(call, n) for n in ("query", "key", "value")]
     query, _, value = (v.type for v in operands)
-    if is_tensor(call["attn_mask"]):
-        mask = call.value("attn_mask")
-        operands.append(mask)
+    operands += call.values(["attn_mask", "attn_bias"])[:1]
     attrs: dict[str, Any] = {"causal": bool(call["is_causal"])}
     if call["scale"] is not None:
         attrs["scale"] = float(call["scale"])
@@ -58,7 +56,39 @@ def _follow_query_layout(call: Call) -> None:
     call.converter.set_layout(call.node, plain.permute([order.index(i) for i in range(val.ndim)]))
 
 
+# The kernels that torch chooses between, in programs that were decomposed after the choice.
+_KERNELS = (
+    "flash_attention",
+    "flash_attention_for_cpu",
+    "efficient_attention",
+    "cudnn_attention",
+    "fused_attention_overrideable",
+    "attention_math",
+)
+
+
+def _kernel(call: Call) -> list[Any]:
+    """A kernel's own operator: its first result is the attention, the others are for its backward pass."""
+    return [_attention(call), *map(Constant, call.types[1:])]
+
+
+def flexible_attention(call: Call, args: Sequence[Any]) -> list[Any]:
+    """`flex_attention`: fused attention whose scores a user's function changes while they are in registers.
+
+    What a block mask skips is not known before it runs: all scores count.
+    """
+    query, key, value = (call.converter.materialize(v, call.node) for v in args[:3])
+    out, *rest = call.types
+    types = [out, *rest[:1]] if call.training else [out]
+    (found, *_) = call.emit("attention", [query, key, value], types, {"scale": float(args[5])})
+    call.converter.notes.append(
+        "flex_attention is priced without its score function, and as if its block mask skipped nothing"
+    )
+    return [found, *map(Constant, rest)]
+
+
 RULES: Mapping[str, Rule] = {
     "aten.scaled_dot_product_attention": _attention,
+    **{f"aten._scaled_dot_product_{kind}": _kernel for kind in _KERNELS},
 }
 """Rules by aten name."""

@@ -2,7 +2,7 @@
 
 A rule takes a `Call` and returns what the aten call's result is in the operator graph. To add an operator,
 add a line to the table of the file it fits: `torch_elementwise`, `torch_movement`, `torch_lookup`,
-`torch_contraction`, `torch_attention`, `torch_reduction`, `torch_loss`.
+`torch_contraction`, `torch_attention`, `torch_reduction`, `torch_linalg`, `torch_loss`, `torch_lowered`.
 
 A custom operator (`mylib::gated_linear`) needs no line here if graph_ir has a record of its name, operands
 in its order; else it goes into `EXTRA` below, by its qualified name.
@@ -18,8 +18,10 @@ from importers import (
     torch_attention,
     torch_contraction,
     torch_elementwise,
+    torch_linalg,
     torch_lookup,
     torch_loss,
+    torch_lowered,
     torch_movement,
     torch_reduction,
 )
@@ -37,9 +39,11 @@ def rules() -> Mapping[str, Rule]:
         **torch_lookup.RULES,
         **torch_elementwise.RULES,
         **torch_reduction.RULES,
+        **torch_linalg.RULES,
         **torch_contraction.RULES,
         **torch_attention.RULES,
         **torch_loss.RULES,
+        **torch_lowered.RULES,
         **EXTRA,
     }
 

@@ -15,14 +15,14 @@ from importers.torch_movement import as_shape, slice_value
 Rule = Callable[[Call], Any]
 
 
-def _with_bias(call: Call, product: Value, bias: Value) -> Value:
+def with_bias(call: Call, product: Value, bias: Value) -> Value:
     """Adds a bias; kernels do it while the product is still in registers (attribute `epilogue`)."""
     return call.emit("add", [product, bias], [product.type], {"epilogue": True}, "add_bias")[0]
 
 
 def _linear(call: Call) -> Value:
     product = call.one("linear", [call.value("input"), call.value("weight")])
-    return _with_bias(call, product, call.value("bias")) if is_tensor(call["bias"]) else product
+    return with_bias(call, product, call.value("bias")) if is_tensor(call["bias"]) else product
 
 
 def _matmul(first: str, second: str) -> Rule:
@@ -62,7 +62,7 @@ def _matmul_added(first: str, second: str) -> Rule:
         bias = call.value("self")
         if call["beta"] not in (None, 1):
             (bias,) = call.emit("mul", [bias], [bias.type], {"scalar": call["beta"]}, "beta")
-        return _with_bias(call, product, bias)
+        return with_bias(call, product, bias)
 
     return rule
 
@@ -125,6 +125,8 @@ def _grouped_matmul(data: str, weights: str) -> Rule:
 
     def rule(call: Call) -> Value:
         x, w = call.value(data), call.value(weights)
+        if len(x.type.shape) == len(w.type.shape) == 3:
+            return call.one("matmul", [x, w])
         rows, experts, width = x.type.shape[0], w.type.shape[0], w.type.shape[2]
         if len(x.type.shape) != 2 or len(w.type.shape) != 3:
             raise UnknownOperatorError(
@@ -178,7 +180,7 @@ def _convolution(transposed: bool) -> Rule:
         if is_tensor(call["bias"]):
             bias = call.value("bias")
             column = as_shape(call, bias, (*bias.type.shape, *[1] * rank), "bias_column")
-            product = _with_bias(call, product, column)
+            product = with_bias(call, product, column)
         return as_shape(call, product, call.type.shape)
 
     return rule

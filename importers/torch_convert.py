@@ -12,11 +12,15 @@ from typing import Any
 from graph_ir.errors import DimensionError, OpboundError, UnknownOperatorError
 from graph_ir.graph import GraphBuilder, Value
 from graph_ir.tensor_type import DType, TensorType
+from importers.torch_attention import flexible_attention
+from importers.torch_autocast import autocast_operands
 from importers.torch_call import Call, Constant, Settings, flat, is_tensor
 from importers.torch_canonical import find_rule, record_rule
 from importers.torch_constants import FOLDED_ELEMENTS, as_numpy, evaluate_on_cpu, is_random
+from importers.torch_control import control_flow
 from importers.torch_decompose import decomposed
 from importers.torch_names import NodeNames
+from importers.torch_nature import natural_rule
 
 
 class Converter:
@@ -31,6 +35,12 @@ class Converter:
         self.rules = rules
         self.env: dict[Any, Any] = {}
         self.unknown: list[str] = []
+        self.notes: list[str] = []
+        """What a reader of the report should know about the translation."""
+        self.cast_weights: dict[Any, Value] = {}
+        """Weights that an autocast region has cast already."""
+        self.autocast = False
+        """Whether the graph being translated is an autocast region."""
         self._materialized: dict[Constant, Value] = {}
         self._layouts: dict[Any, Any] = {}
         self.roles: dict[Any, str] = {}
@@ -68,8 +78,10 @@ class Converter:
         tensors = [v for v in flat(args.values()) if is_tensor(v)]
         if all(isinstance(v, Constant) for v in tensors) and not is_random(target):
             return self._fold(node)
-        rule = find_rule(target, self.rules) or record_rule(target)
+        rule = find_rule(target, self.rules) or record_rule(target) or natural_rule(target)
         call = Call(self, node, args)
+        if self.autocast:
+            autocast_operands(call)
         result = rule(call) if rule is not None else self._decompose(call)
         self._follow_layout(node)
         if target._schema.is_mutable and not str(target).endswith(".out"):
@@ -79,6 +91,10 @@ class Converter:
     def _special(self, module: Any, node: Any) -> Any:
         """Tuple access, symbolic sizes, and operators that call a nested graph."""
         name = getattr(node.target, "__name__", str(node.target))
+        if callable(getattr(node.target, "name", None)):
+            name = node.target.name()
+        from torch._ops import HigherOrderOperator
+
         args = [self.resolve(a) for a in node.args]
         if name == "getitem":
             return args[0][args[1]] if isinstance(args[0], list | tuple) else None
@@ -90,11 +106,27 @@ class Converter:
         ):
             graphs = [i for i, a in enumerate(args) if hasattr(a, "graph")]
             if graphs:
-                return self.run(args[graphs[0]], args[graphs[0] + 1 :])
+                before = self.autocast
+                if name == "wrap_with_autocast":
+                    self.autocast = bool(args[2])
+                result = self.run(args[graphs[0]], args[graphs[0] + 1 :])
+                self.autocast = before
+                return result
+        if name == "flex_attention":
+            return flexible_attention(Call(self, node, {}), args)
+        found = control_flow(self, node, name, args)
+        if found is not None:
+            return found
         if getattr(node.target, "__module__", "") == "_operator" and all(
             isinstance(a, int | float) for a in args
         ):
             return node.target(*args)
+        if not isinstance(node.target, HigherOrderOperator) and all(
+            isinstance(a, Constant) for a in flat(args) if is_tensor(a)
+        ):
+            # A call that only prepares tracing; what it makes of constants is a constant.
+            found = [Constant(t) for t in self.types_of(node)]
+            return found[0] if len(found) == 1 else found or None
         raise UnknownOperatorError(
             f"control flow {name!r} (node {node.name} in {self.names.module(node) or 'the model'}) "
             f"has no rule: "
@@ -105,11 +137,12 @@ class Converter:
         """An operator without a rule, by those that torch defines it with."""
         simpler = decomposed(call.node, self.resolve)
         if simpler is None:
-            return self._unknown(call)
+            return self.unknown_call(call)
         module, nodes = simpler
         return self.run(module, [self.resolve(n) for n in nodes])
 
-    def _unknown(self, call: Call) -> Any:
+    def unknown_call(self, call: Call) -> Any:
+        """An operator that nothing describes: an error, or on request a node of which only bytes count."""
         node = call.node
         place = self.names.module(node) or "the model's top level"
         if not self.settings.allow_unknown:

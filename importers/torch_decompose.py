@@ -13,10 +13,11 @@ from typing import Any
 
 @lru_cache(maxsize=1)
 def _definitions() -> Mapping[Any, Any]:
-    """torch's own definitions of operators by simpler ones."""
+    """The definitions in torch of operators by simpler ones."""
     import torch
 
-    return torch.export.default_decompositions()
+    found: Mapping[Any, Any] = torch.export.default_decompositions()
+    return found
 
 
 def decomposed(node: Any, resolve: Callable[[Any], Any]) -> tuple[Any, list[Any]] | None:

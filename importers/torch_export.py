@@ -113,7 +113,11 @@ def import_program(
         source=source,
         sha256=sha256,
         importer=importer,
-        notes=(*notes, *([f"operators without a rule: {', '.join(unknown)}"] if unknown else [])),
+        notes=(
+            *notes,
+            *dict.fromkeys(converter.notes),
+            *([f"operators without a rule: {', '.join(unknown)}"] if unknown else []),
+        ),
         batch=_size_of(graph, "batch"),
         sequence=_size_of(graph, "sequence"),
     )

@@ -53,6 +53,10 @@ def import_torch(
             f"ExportedProgram, or the path of "
             f"an .onnx or .pt2 file"
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise OpboundError(
+            "a TorchScript module cannot be traced: give the torch.nn.Module that it was made from"
+        )
     name = name or type(model).__name__
     if example_inputs is None:
         example_inputs = getattr(model, "example_inputs", None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from graph_ir.errors import UnknownOperatorError
 from graph_ir.graph import Value
 from graph_ir.tensor_type import DType, TensorType
 from importers.torch_call import Call, Constant, is_tensor
@@ -16,7 +15,7 @@ Rule = Callable[[Call], Any]
 
 
 def _reduce(record: str) -> Rule:
-    def rule(call: Call) -> Value:
+    def rule(call: Call) -> Any:
         source = call.value("self")
         rank = len(source.type.shape)
         given = call["dim"]
@@ -28,7 +27,7 @@ def _reduce(record: str) -> Rule:
     return rule
 
 
-def _variance(root: bool) -> Rule:
+def _variance(root: bool, with_mean: bool = False) -> Rule:
     """Mean, difference, square, mean: what the one kernel computes, as its parts."""
 
     def rule(call: Call) -> Value:
@@ -57,6 +56,11 @@ def _variance(root: bool) -> Rule:
             "keepdims": bool(call["keepdim"]),
             "divisor": max(total - int(correction), 1),
         }
+        if with_mean:
+            (variance,) = call.emit("reduce_mean", [squares], call.types[:1], attrs)
+            if mean.type.shape == call.types[1].shape:
+                return variance, mean
+            return variance, call.emit("reshape", [mean], call.types[1:], {"view": True}, "flat")[0]
         (variance,) = call.emit("reduce_mean", [squares], attrs=attrs)
         return call.one("sqrt", [variance]) if root else variance
 
@@ -183,7 +187,10 @@ def _list(given: Any) -> list[Any]:
 
 
 def _adaptive_average(call: Call) -> Value:
-    """Even cells are an ordinary pooling; a single one is a mean over the image."""
+    """Even cells are an ordinary pooling; a single one is a mean over the image.
+
+    Uneven ones resample it: each result is a weighted sum of neighbours, as in an interpolation.
+    """
     source = call.value("self")
     rank = len(_list(call["output_size"]))
     old, new = source.type.shape[-rank:], call.type.shape[-rank:]
@@ -193,13 +200,23 @@ def _adaptive_average(call: Call) -> Value:
     if old == new:
         return source
     if any(a % b for a, b in zip(old, new, strict=True)):
-        raise UnknownOperatorError(
-            f"{call.node.name}: adaptive pooling of {old} to the uneven {new} has no rule: add it to "
-            f"_adaptive_average in importers/torch_reduction.py"
-        )
+        return call.one("interpolate", [source], mode="linear")
     kernel = tuple(a // b for a, b in zip(old, new, strict=True))
     attrs = {"kernel": kernel, "stride": kernel, "padding": (0,) * rank, "dilation": (1,) * rank}
     return call.one("avg_pool", [source], **attrs)
+
+
+def _adaptive_maximum(call: Call) -> Any:
+    """Even cells are an ordinary pooling; uneven ones overlap, and nothing describes them."""
+    source = call.value("self")
+    rank = len(_list(call["output_size"]))
+    old, new = source.type.shape[-rank:], call.type.shape[-rank:]
+    if any(a % b for a, b in zip(old, new, strict=True)):
+        return call.converter.unknown_call(call)
+    kernel = tuple(a // b for a, b in zip(old, new, strict=True))
+    attrs = {"kernel": kernel, "stride": kernel, "padding": (0,) * rank, "dilation": (1,) * rank}
+    (best,) = call.emit("max_pool", [source], call.types[:1], attrs)
+    return [best, call.emit("fill", [], call.types[1:], suffix="indices")[0]]
 
 
 def _topk(call: Call) -> tuple[Value, ...]:
@@ -242,6 +259,7 @@ RULES: Mapping[str, Rule] = {
     "aten.any": _reduce("reduce_max"),
     "aten.all": _reduce("reduce_min"),
     "aten.var": _variance(root=False),
+    "aten.var_mean": _variance(root=False, with_mean=True),
     "aten.std": _variance(root=True),
     "aten.max": _extreme("reduce_max", "argmax"),
     "aten.min": _extreme("reduce_min", "argmin"),
@@ -269,6 +287,7 @@ RULES: Mapping[str, Rule] = {
     **{f"aten.avg_pool{n}d": _pool("avg_pool") for n in (1, 2, 3)},
     **{f"aten.adaptive_avg_pool{n}d": _adaptive_average for n in (1, 2, 3)},
     **{f"aten._adaptive_avg_pool{n}d": _adaptive_average for n in (2, 3)},
+    **{f"aten.adaptive_max_pool{n}d": _adaptive_maximum for n in (1, 2, 3)},
     "aten.topk": _topk,
     "aten.sort": _sort,
     "aten.argsort": _argsort,

@@ -33,6 +33,7 @@ NOT_EVALUATED = {
         "needs several devices",
     ),
     "unknown": "means nothing",
+    "pointwise": "stands for any function",
     "own_part": "needs a device's rank",
     **dict.fromkeys(
         ("gather_nd", "gather_nd_backward", "scatter_nd"), "what the indices mean is the frontend's"
