@@ -23,6 +23,7 @@ from opbound.options import (
     parse_stages,
 )
 from opbound.parser import Parser
+from opbound.row_arguments import add_row_options
 from opbound.search_arguments import add_search_options
 
 FORMATS = ("table", "json", "csv", "markdown")
@@ -262,12 +263,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--format", choices=REPORT_FORMATS, default="table", help="default: %(default)s")
     add_file(group)
-    group.add_argument(
-        "--top",
-        type=_size,
-        metavar="N",
-        help="only the N slowest operators; JSON always has all of them",
-    )
+    add_row_options(group)
     _add_rows(group, "one row per operator")
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from opbound.output import Output
     from reports import Report
+    from reports.view import View
 
 EXIT_OK = 0
 EXIT_WRONG_INPUT = 2
@@ -80,11 +81,13 @@ def _analyze(arguments: argparse.Namespace) -> int:
     from opbound.arguments import options_of
     from opbound.output import Output
     from opbound.progress import progress
+    from opbound.row_arguments import view_of_arguments
     from opbound.search_arguments import page_wanted, write_page
 
     if page_wanted(arguments):
         return write_page(arguments)
     options = options_of(arguments)
+    view = view_of_arguments(arguments)
     # Opened before the work: nobody waits a minute to learn that the folder does not exist.
     with Output(arguments.output) as output:
         from opbound.analysis import run
@@ -93,24 +96,23 @@ def _analyze(arguments: argparse.Namespace) -> int:
             report = run(arguments.model, options, progress=say)
         if arguments.every_node:
             report = report.every_node()
-        _write(report, arguments, output)
+        _write(report, view, arguments, output)
     return EXIT_OK
 
 
-def _write(report: Report, arguments: argparse.Namespace, output: Output) -> None:
-    top: int | None = arguments.top
+def _write(report: Report, view: View, arguments: argparse.Namespace, output: Output) -> None:
     if arguments.format == "json":
         output.write(report.to_json())
     elif arguments.format == "csv":
-        output.write(report.to_csv(top=top))
+        output.write(report.to_csv(view=view))
     elif arguments.format == "markdown":
-        output.write(report.to_markdown(top=top))
+        output.write(report.to_markdown(view=view))
     elif arguments.format == "html":
         output.write(report.to_html())
     elif output.is_terminal:
-        output.show_table(report, top)
+        output.show_table(report, view)
     else:
-        output.write(report.to_text(top=top))
+        output.write(report.to_text(view=view))
 
 
 def _graph(arguments: argparse.Namespace) -> int:

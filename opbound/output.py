@@ -13,6 +13,7 @@ from graph_ir.errors import OpboundError
 
 if TYPE_CHECKING:
     from reports import Report
+    from reports.view import View
 
 
 class Output:
@@ -75,7 +76,7 @@ class Output:
         except OSError as error:
             raise self._error(error) from None
 
-    def show_table(self, report: Report, top: int | None) -> None:
+    def show_table(self, report: Report, view: View) -> None:
         """Shows the table on the terminal, in colour and at its width."""
         from rich.console import Console
 
@@ -83,7 +84,7 @@ class Output:
 
         console = Console()
         console.print(
-            render_rich(report, top=top, width=console.width), soft_wrap=True, highlight=False
+            render_rich(report, width=console.width, view=view), soft_wrap=True, highlight=False
         )
 
     def __exit__(

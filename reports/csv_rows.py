@@ -7,7 +7,7 @@ import io
 
 from reports.quantities import plain_text, shape_text
 from reports.report import OpRow, Report
-from reports.rows import busiest_first
+from reports.view import View, view_of
 
 COLUMNS = (
     "name",
@@ -33,10 +33,12 @@ COLUMNS = (
 _FORMULA_STARTS = ("=", "+", "-", "@")
 
 
-def render_csv(report: Report, *, top: int | None = None) -> str:
-    """The rows by falling time under the keys of the JSON form."""
+def render_csv(report: Report, *, top: int | None = None, view: View | None = None) -> str:
+    """The rows under the keys of the JSON form."""
     # With all rows, the model's order is kept: a reader of the whole can sort for himself.
-    rows = report.operators if top is None else busiest_first(report.operators, top)
+    whole = top is None and view in (None, View())
+    wanted = view_of(view, top)
+    rows = report.operators if whole else wanted.chosen(report)[: wanted.top]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)

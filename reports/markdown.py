@@ -7,26 +7,27 @@ import re
 from reports.layout import (
     Cells,
     header_lines,
-    left_out_line,
     memory_cells,
-    operator_cells,
     total_lines,
     totals_cells,
 )
 from reports.quantities import plain_text
 from reports.report import Report
-from reports.rows import busiest_first
+from reports.view import View, view_of
 
 # What Markdown or the HTML inside it could take for syntax; a backslash makes it a plain character.
 _SYNTAX = re.compile(r"([\\`*_{}\[\]<>#|~&!@])")
 
 
-def render_markdown(report: Report, *, top: int | None = None) -> str:
+def render_markdown(report: Report, *, top: int | None = None, view: View | None = None) -> str:
     """The report as Markdown tables; names from the model are escaped."""
-    rows = busiest_first(report.operators, top)
-    parts = [f"## opbound: {escape(plain_text(report.model.name))}", markdown_pairs(header_lines(report))]
+    title, cells, notes = view_of(view, top).table(report)
+    parts = [
+        f"## opbound: {escape(plain_text(report.model.name))}",
+        markdown_pairs(header_lines(report)),
+    ]
     parts += ["### Conclusions", "\n".join(f"- {escape(s)}" for s in report.totals.conclusions)]
-    parts += ["### Operators", markdown_table(operator_cells(rows)), *left_out_line(report, rows)]
+    parts += [f"### {title}", markdown_table(cells), *map(escape, notes)]
     parts += ["### Time", markdown_table(totals_cells(report)), markdown_pairs(total_lines(report))]
     parts += ["### Memory per device at its peak", markdown_table(memory_cells(report))]
     return "\n\n".join(parts) + "\n"

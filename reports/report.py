@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from reports.view import View
+
 SCHEMA_VERSION = "1.1"
 """Version of the JSON form; the major number grows when a key changes its meaning or goes away."""
 
@@ -323,23 +325,25 @@ class Report(Record):
 
         return replace(self, operators=expand_rows(self.operators))
 
-    def to_text(self, *, top: int | None = None, width: int | None = None) -> str:
+    def to_text(
+        self, *, top: int | None = None, width: int | None = None, view: View | None = None
+    ) -> str:
         """The report as plain text: header, operators by time, totals, conclusions."""
         from reports.table import render_text
 
-        return render_text(self, top=top, width=width)
+        return render_text(self, top=top, width=width, view=view)
 
-    def to_markdown(self, *, top: int | None = None) -> str:
+    def to_markdown(self, *, top: int | None = None, view: View | None = None) -> str:
         """The report as Markdown."""
         from reports.markdown import render_markdown
 
-        return render_markdown(self, top=top)
+        return render_markdown(self, top=top, view=view)
 
-    def to_csv(self, *, top: int | None = None) -> str:
+    def to_csv(self, *, top: int | None = None, view: View | None = None) -> str:
         """The operators as CSV, one line per row, in base units."""
         from reports.csv_rows import render_csv
 
-        return render_csv(self, top=top)
+        return render_csv(self, top=top, view=view)
 
     def to_html(self) -> str:
         """The report as one HTML file with charts, which needs no network."""

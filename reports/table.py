@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from reports.layout import (
     Cells,
     header_lines,
-    left_out_line,
     memory_cells,
-    operator_cells,
     total_lines,
     totals_cells,
 )
 from reports.quantities import shorten
 from reports.report import Report
-from reports.rows import busiest_first
+from reports.view import View, view_of
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -43,22 +42,27 @@ _DISPENSABLE = (
 _BOUND_STYLES = {"compute": "green", "memory": "yellow", "network": "magenta", "latency": "cyan"}
 
 
-def render_text(report: Report, *, top: int | None = None, width: int | None = None) -> str:
+def render_text(
+    report: Report, *, top: int | None = None, width: int | None = None, view: View | None = None
+) -> str:
     """The report as plain text.
 
     Args:
         report: what to print.
         top: number of operators to show, the slowest first; None shows all up to `_MOST_ROWS`.
         width: columns of the terminal, to which names are shortened; None leaves them whole.
+        view: which operators and columns; None for all, the slowest first.
     """
-    return "\n".join(_lines(report, top, width)) + "\n"
+    return "\n".join(_lines(report, view_of(view, top), width)) + "\n"
 
 
-def render_rich(report: Report, *, top: int | None = None, width: int | None = None) -> Text:
+def render_rich(
+    report: Report, *, top: int | None = None, width: int | None = None, view: View | None = None
+) -> Text:
     """The same text with the bounds in colour, as a rich Text."""
     from rich.text import Text
 
-    text = Text("\n".join(_lines(report, top, width)))
+    text = Text("\n".join(_lines(report, view_of(view, top), width)))
     for bound, style in _BOUND_STYLES.items():
         # Only whole cells: a bound stands alone between two columns, a name's part does not.
         text.highlight_regex(rf"(?<=  ){bound}(:\S+)?(?=  |\s*$)", style)
@@ -66,16 +70,16 @@ def render_rich(report: Report, *, top: int | None = None, width: int | None = N
     return text
 
 
-def _lines(report: Report, top: int | None, width: int | None) -> list[str]:
-    rows = busiest_first(report.operators, _MOST_ROWS if top is None else top)
+def _lines(report: Report, view: View, width: int | None) -> list[str]:
     lines = [f"{key:<12}{value}" for key, value in header_lines(report)]
-    cells = operator_cells(rows)
+    shortened = view.top is None and len(report.operators) > _MOST_ROWS and not view.tree
+    title, cells, notes = (replace(view, top=_MOST_ROWS) if shortened else view).table(report)
     fitting = _fit(cells, width) if width else cells
-    lines += ["", "Operators, the slowest first", text_table(fitting)]
+    lines += ["", title, text_table(fitting)]
     missing = [header for header in cells.headers if header not in fitting.headers]
     lines += [f"Too narrow for the columns {', '.join(missing)}."] if missing else []
-    lines += left_out_line(report, rows)
-    if top is None and len(rows) == _MOST_ROWS:
+    lines += notes
+    if shortened:
         lines.append("--top N shows more, JSON and CSV have all of them.")
     lines += ["", "Time", text_table(totals_cells(report))]
     lines += [f"{key:<12}{value}" for key, value in total_lines(report)]
