@@ -159,8 +159,8 @@ def attend(
 def _over_batch(mask: Array, batch: int) -> Array:
     """A mask of windows, once per image."""
     windows = mask.shape[0] if mask.ndim == 4 else 1
-    repeat = 1 if windows in (1, batch) else batch // windows
-    return np.asarray(np.tile(mask, (repeat, 1, 1, 1)) if repeat > 1 else mask)
+    found: Array = mask if windows in (1, batch) else np.tile(mask, (batch // windows, 1, 1, 1))
+    return found
 
 
 def _positions(count: int, attrs: Mapping[str, Any], what: str, start: int) -> Array:

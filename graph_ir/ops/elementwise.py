@@ -103,8 +103,8 @@ _UNARY: dict[str, tuple[int, str, int, Function, Function]] = {
                     lambda x: np.where(np.abs(x) < 3, 1 / 6, 0)),
     "hardswish": (5, "operand", 5, lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
                   lambda x: np.where(x <= -3, 0, np.where(x >= 3, 1, x / 3 + 0.5))),
-    "silu": (7, "operand", 11, lambda x: x * _sigmoid(x),
-             lambda x: _sigmoid(x) * (1 + x * (1 - _sigmoid(x)))),
+    "silu": (7, "operand", 11, lambda x, alpha=1: x * _sigmoid(alpha * x),
+             lambda x, alpha=1: _sigmoid(alpha * x) * (1 + alpha * x * (1 - _sigmoid(alpha * x)))),
     "mish": (14, "operand", 20, lambda x: x * _tanh_softplus(x),
              lambda x: _tanh_softplus(x) + x * _sigmoid(x) * (1 - _tanh_softplus(x) ** 2)),
     "gelu": (8, "operand", 14, lambda x: 0.5 * x * (1 + _erf(x / np.sqrt(2))),
@@ -128,7 +128,7 @@ _FLAT: dict[str, Function] = {
 
 
 def _alpha(node: Node) -> dict[str, float]:
-    """Attribute `alpha`: the slope below zero of leaky ReLU and ELU."""
+    """Attribute `alpha`: the slope below zero of leaky ReLU and ELU, the steepness of SiLU."""
     return {"alpha": node.attrs["alpha"]} if "alpha" in node.attrs else {}
 
 

@@ -2,7 +2,7 @@
 
 Operands x[b, ..., d] and whatever holds positions, cosines and sines; the head dim is needed whole. With
 the attribute `rotate` the tables are the cosines and sines themselves, broadcast to x: the result is
-x cos + R(x) sin. R takes 'halves' (x1, x2) of x to (-x2, x1), or does so with its 'pairs' of neighbours;
+x cos + R(x) sin. Tables half as wide as x hold each angle once. R takes 'halves' (x1, x2) of x to (-x2, x1), or does so with its 'pairs' of neighbours;
 `transposed` is the same for R transposed, which the gradient needs.
 """
 
@@ -33,8 +33,22 @@ def _equation(
     Tables that broadcast to x are split with it, all but the head dim.
     """
     if "rotate" in attrs:
-        broadcast = broadcast_equation(inputs, outputs, attrs)
-        return replace(broadcast, replicated=frozenset(broadcast.inputs[0][-1]))
+        width = inputs[0].shape[-1]
+        wide = [t.with_shape((*t.shape[:-1], width)) for t in inputs]
+        broadcast = broadcast_equation(wide, outputs, attrs)
+        whole = broadcast.inputs[0][-1]
+        tables = [
+            dims if t.shape[-1] == width else (*dims[:-1], ("angle",))
+            for t, dims in zip(inputs, broadcast.inputs, strict=True)
+        ]
+        sizes = {**broadcast.sizes, "angle": width // 2}
+        used = {n: sizes[n] for n in sizes if n != "angle" or tables != list(broadcast.inputs)}
+        return replace(
+            broadcast,
+            inputs=tuple(tables),
+            sizes=used,
+            replicated=frozenset({*whole, *({"angle"} & used.keys())}),
+        )
     dims: tuple[Dim, ...] = tuple((f"i{i}",) for i in range(len(inputs[0].shape)))
     sizes = {f"i{i}": n for i, n in enumerate(inputs[0].shape)}
     fixed = {f"i{i}" for i in range(1, len(dims))}
@@ -65,10 +79,17 @@ def _evaluate(node: Node, x: Array, *tables: Array) -> Array:
     rotate = node.attrs.get("rotate")
     if rotate is None:
         raise NotImplementedError("a rotary embedding by position tables has no numpy evaluation")
-    cos, sin = tables
+    cos, sin = (_full(t, x, rotate) for t in tables)
     if node.attrs.get("transposed"):
         return np.asarray(x * cos - _turned(x * sin, rotate))
     return np.asarray(x * cos + _turned(x, rotate) * sin)
+
+
+def _full(table: Array, x: Array, rotate: str) -> Array:
+    """A table as wide as x: each angle is that of two elements."""
+    if table.shape[-1] == x.shape[-1]:
+        return table
+    return np.repeat(table, 2, axis=-1) if rotate == "pairs" else np.tile(table, 2)
 
 
 def _turned(x: Array, rotate: str) -> Array:

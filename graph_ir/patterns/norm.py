@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import isclose
+
 from graph_ir.graph import Node, Value
 from graph_ir.patterns.match import Match
 from graph_ir.patterns.rewrite import Pattern, Replacement
@@ -21,7 +24,15 @@ _X, _EPS = Var("x"), Number(name="eps")
 
 
 def _last_axes(node: Node) -> bool:
-    return bool(node.attrs.get("keepdims")) and normalized_rank(node) > 0
+    if not node.attrs.get("keepdims") or normalized_rank(node) == 0:
+        return False
+    return node.attrs.get("divisor") in (None, _averaged(node))
+
+
+def _averaged(node: Node) -> int:
+    """How many elements a reduction takes together."""
+    (x,) = node.inputs
+    return x.type.elements // max(node.outputs[0].type.elements, 1)
 
 
 def normalized_rank(mean: Node) -> int:
@@ -35,13 +46,22 @@ def _mean(term: Term) -> Term:
     return Apply("reduce_mean", term, where=_last_axes)
 
 
-def _normalized(term: Term) -> Term:
-    """A tensor over the root of its mean square."""
-    spread = Apply("add", _mean(square(term)), _EPS)
-    return Either(Apply("div", term, square_root(spread)), Apply("mul", term, inverse_root(spread)))
-
-
 _CENTRED = Apply("sub", _X, _mean(_X))
+
+
+def _normalized(term: Term) -> Term:
+    """A tensor over the root of its mean square, the tensor perhaps weighted before."""
+    spread = Apply("add", _mean(square(term)), _EPS)
+    if term is _CENTRED:
+        # The mean of squares without the square of the mean.
+        variance = Apply("sub", _mean(square(_X)), square(_mean(_X)))
+        spread = Either(spread, Apply("add", variance, _EPS))
+    given = Either(term, Apply("mul", term, Var("weight")))
+    return Either(
+        Apply("div", given, square_root(spread)), Apply("mul", given, inverse_root(spread))
+    )
+
+
 _SPREAD = Apply("add", _mean(square(_CENTRED)), _EPS)
 _GAIN = Apply("mul", inverse_root(_SPREAD), Var("weight"))
 # x g + (bias - mean g) with g = weight / deviation: how TensorFlow writes a layer norm.
@@ -74,12 +94,23 @@ def _finish(r: Replacement, op: str, match: Match, operands: list[Value]) -> boo
     return r.finish(op, [x, *operands], attrs, _statistics(r, op, x, rank))
 
 
-def _layer_norm(match: Match, r: Replacement) -> bool:
-    return _finish(r, "layer_norm", match, [])
+def _norm(op: str) -> Callable[[Match, Replacement], bool]:
+    def build(match: Match, r: Replacement) -> bool:
+        if "weight" not in match.values:
+            return _finish(r, op, match, [])
+        weight = _row(r, match.values["weight"], match.values["x"], _rank_of(match), "weight")
+        return weight is not None and _finish(r, op, match, [weight])
+
+    return build
 
 
-def _rms_norm(match: Match, r: Replacement) -> bool:
-    return _finish(r, "rms_norm", match, [])
+def _mean_of_sum(match: Match, r: Replacement) -> bool:
+    total, factor = match.nodes["sum"], match.numbers["factor"]
+    if r.root.op == "div":
+        factor = 1 / factor
+    if not isclose(factor * _averaged(total), 1, rel_tol=1e-6) or "equation" in total.attrs:
+        return False
+    return r.finish("reduce_mean", total.inputs, total.attrs)
 
 
 def _folded_layer_norm(match: Match, r: Replacement) -> bool:
@@ -128,8 +159,18 @@ def _narrowed(match: Match, r: Replacement) -> bool:
 
 
 PATTERNS = (
-    Pattern("layer norm", _normalized(_CENTRED), _layer_norm),
-    Pattern("RMS norm", _normalized(_X), _rms_norm),
+    Pattern(
+        "mean as a sum",
+        Either(
+            *(
+                Apply(op, Apply("reduce_sum", name="sum"), Number(name="factor"))
+                for op in ("mul", "div")
+            )
+        ),
+        _mean_of_sum,
+    ),
+    Pattern("layer norm", _normalized(_CENTRED), _norm("layer_norm")),
+    Pattern("RMS norm", _normalized(_X), _norm("rms_norm")),
     Pattern("folded layer norm", _FOLDED, _folded_layer_norm),
     _absorb(1, "weight"),
     _absorb(2, "bias"),

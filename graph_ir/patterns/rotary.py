@@ -36,6 +36,29 @@ def _half(second: bool) -> Term:
     return Either(_slice(second, paired=False), split)
 
 
+def _paired(second: bool) -> Term:
+    """Every other element, or one of the two in each row of pairs."""
+
+    def picks(node: Node) -> bool:
+        shape = node.inputs[0].type.shape
+        starts = (*[0] * (len(shape) - 1), int(second))
+        return (
+            shape[-1] == 2
+            and node.outputs[0].type.shape == (*shape[:-1], 1)
+            and tuple(node.attrs.get("starts", (0,) * len(shape))) == starts
+        )
+
+    rows = Apply("reshape", _X, where=lambda n: _splits_pairs(n.inputs[0], n.outputs[0]))
+    picked = Apply("slice", rows, where=picks)
+    column = Apply("reshape", picked, where=lambda n: _is_apart(n.inputs[0], n.outputs[0]))
+    return Either(_slice(second, paired=True), column)
+
+
+def _splits_pairs(flat: Value, wide: Value) -> bool:
+    *lead, width = flat.type.shape
+    return wide.type.shape == (*lead, width // 2, 2)
+
+
 def _last(node: Node) -> bool:
     """Whether two halves are cut from, or put together along, the last dim."""
     rank = len(node.inputs[0].type.shape)
@@ -80,4 +103,34 @@ def _rotary(rotate: str, rotated: Term) -> Pattern:
     return Pattern(f"rotary embedding by {rotate}", term, build)
 
 
-PATTERNS = (_rotary("halves", _HALVES), _rotary("pairs", _PAIRS))
+def _turned_parts(rotate: str, first: Term, second: Term) -> Pattern:
+    """The two parts turned on their own, by tables of half the width, and put together."""
+
+    def build(match: Match, r: Replacement) -> bool:
+        x, cos, sin = (match.values[k] for k in ("x", "cos", "sin"))
+        shape = x.type.shape
+        if shape != r.root.outputs[0].type.shape or r.trains(cos) or r.trains(sin):
+            return False
+        if any(t.type.shape[-1:] != (shape[-1] // 2,) for t in (cos, sin)):
+            return False
+        return r.finish("rotary_embedding", [x, cos, sin], {"rotate": rotate})
+
+    cos, sin = Var("cos"), Var("sin")
+    turned = (
+        Apply("sub", Apply("mul", first, cos), Apply("mul", second, sin)),
+        Apply("add", Apply("mul", second, cos), Apply("mul", first, sin)),
+    )
+    if rotate == "pairs":
+        joined = Apply("concat", *map(_column, turned), where=_last)
+        term = Apply("reshape", joined, where=_joins_pairs)
+    else:
+        term = Apply("concat", *turned, where=_last)
+    return Pattern(f"rotary embedding of {rotate}", term, build)
+
+
+PATTERNS = (
+    _rotary("halves", _HALVES),
+    _rotary("pairs", _PAIRS),
+    _turned_parts("halves", _half(second=False), _half(second=True)),
+    _turned_parts("pairs", _paired(second=False), _paired(second=True)),
+)

@@ -46,7 +46,13 @@ def _log(match: Match, r: Replacement) -> bool:
     return r.finish("log_softmax", softmax.inputs, softmax.attrs)
 
 
+def _exp(match: Match, r: Replacement) -> bool:
+    logarithm = match.nodes["log_softmax"]
+    return r.finish("softmax", logarithm.inputs, logarithm.attrs)
+
+
 PATTERNS = (
+    Pattern("power of log softmax", Apply("exp", Apply("log_softmax", name="log_softmax")), _exp),
     _over_axis("softmax"),
     _over_axis("log_softmax"),
     Pattern("log of softmax", Apply("log", Apply("softmax", name="softmax")), _log),

@@ -47,12 +47,12 @@ def fast_gelu(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
 @rule("QuickGelu", domain=MICROSOFT)
 def quick_gelu(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     """X sigmoid(alpha x)."""
-    return [_biased(e, node, "silu")]
+    return [_biased(e, node, "silu", {"alpha": node.attributes.get("alpha", 1.702)})]
 
 
-def _biased(e: Emitter, node: OnnxNode, op: str) -> Value:
+def _biased(e: Emitter, node: OnnxNode, op: str, attrs: Mapping[str, Any] | None = None) -> Value:
     x = e.add_bias(node, e.at(node, 0), node.input(1))
-    return e.emit(node, op, [x], x.type)
+    return e.emit(node, op, [x], x.type, attrs)
 
 
 @rule("BiasAdd", "BiasDropout", domain=MICROSOFT)

@@ -70,6 +70,69 @@ def rms_norm(
     return m.mul(m.weight(8, dtype=dtype), y) if weight else y
 
 
+def layer_norm_by_squares(m: Maker) -> Value:
+    x = m.weight(2, 3, 8)
+    mean = m.mean(x)
+    variance = m.sub(m.mean(m.mul(x, x)), m.mul(mean, mean))
+    y = m.mul(m.sub(x, mean), m.rsqrt(m.add(variance, 1e-3)))
+    return m.add(m.mul(y, m.weight(8)), m.weight(8))
+
+
+def layer_norm_weighted_first(m: Maker) -> Value:
+    x = m.weight(2, 3, 8)
+    centred = m.sub(x, m.mean(x))
+    root = m.sqrt(m.add(m.mean(m.pow(centred, 2)), 1e-3))
+    return m.add(m.div(m.mul(m.weight(8), centred), root), m.weight(8))
+
+
+def rms_norm_of_sum(m: Maker, how: str) -> Value:
+    x = m.weight(2, 3, 8)
+    total = m.reduce("sum", m.mul(x, x))
+    mean = m.div(total, 8.0) if how == "div" else m.mul(total, 0.125)
+    return m.mul(m.mul(x, m.rsqrt(m.add(mean, 1e-3))), m.weight(8))
+
+
+def silu(m: Maker, how: str) -> Value:
+    x = m.weight(4, 5)
+    if how == "steep":
+        return m.mul(x, m.sigmoid(m.mul(x, 1.702)))
+    decay = m.add(m.exp(m.neg(x)), 1.0)
+    return m.div(x, decay) if how == "quotient" else m.mul(m.reciprocal(decay), x)
+
+
+def softplus_far(m: Maker) -> Value:
+    x = m.weight(4, 5)
+    far = m.builder.emit("greater", [x], [x.type.with_dtype(DType.BOOL)], {"scalar": 20.0})[0]
+    return m.where(far, x, m.log1p(m.exp(x)))
+
+
+def hard_sigmoid(m: Maker, *, shift: bool) -> Value:
+    x = m.weight(4, 5)
+    if shift:
+        return m.clamp(m.add(m.div(x, 6.0), 0.5), min=0.0, max=1.0)
+    return m.div(m.clamp(m.add(x, 3.0), min=0.0, max=6.0), 6.0)
+
+
+def exp_of_log_softmax(m: Maker) -> Value:
+    return m.exp(m.log_softmax(m.weight(4, 5), axis=-1))
+
+
+def rotary_parts(m: Maker, how: str) -> Value:
+    """Both parts turned on their own, each angle once in the tables."""
+    x, cos, sin = m.weight(2, 3, 5, 8), m.input(5, 4), m.input(1, 1, 5, 4)
+    if how == "halves":
+        a, b = m.slice(x, 0, 4), m.slice(x, 4, 8)
+    else:
+        wide = m.reshape(x, 2, 3, 5, 4, 2)
+        a, b = (m.reshape(m.slice(wide, i, i + 1), 2, 3, 5, 4) for i in (0, 1))
+    first = m.sub(m.mul(a, cos), m.mul(b, sin))
+    second = m.add(m.mul(b, cos), m.mul(a, sin))
+    if how == "halves":
+        return m.concat(first, second)
+    columns = [m.reshape(v, 2, 3, 5, 4, 1) for v in (first, second)]
+    return m.reshape(m.concat(*columns), 2, 3, 5, 8)
+
+
 def gelu_erf(m: Maker, order: int) -> Value:
     x = m.weight(4, 5)
     inner = m.div(x, sqrt(2)) if order % 2 else m.mul(x, 1 / sqrt(2))
@@ -339,6 +402,17 @@ CASES = [
     Case("rms_norm-t5", partial(rms_norm, t5=True), "rms_norm"),
     Case("rms_norm-bare", partial(rms_norm, weight=False), "rms_norm"),
     Case("rms_norm-wide", partial(rms_norm, dtype=DType.FLOAT32), "rms_norm"),
+    Case("layer_norm-squares", layer_norm_by_squares, "layer_norm"),
+    Case("layer_norm-weighted-first", layer_norm_weighted_first, "layer_norm"),
+    *(Case(f"rms_norm-sum-{h}", partial(rms_norm_of_sum, how=h), "rms_norm") for h in
+      ("div", "mul")),
+    *(Case(f"silu-{h}", partial(silu, how=h), "silu") for h in ("steep", "quotient", "product")),
+    Case("softplus-far", softplus_far, "softplus"),
+    *(Case(f"hardsigmoid-{s}", partial(hard_sigmoid, shift=s), "hardsigmoid") for s in
+      (True, False)),
+    Case("softmax-of-log_softmax", exp_of_log_softmax, "softmax"),
+    *(Case(f"rotary-parts-{h}", partial(rotary_parts, how=h), "rotary_embedding") for h in
+      ("halves", "pairs")),
     *(Case(f"gelu-{i}", partial(gelu_erf, order=i), "gelu") for i in range(4)),
     *(Case(f"gelu_tanh-{i}", partial(gelu_tanh, order=i), "gelu_tanh") for i in range(3)),
     *(Case(f"hardswish-{i}", partial(hard_swish, order=i), "hardswish") for i in range(3)),

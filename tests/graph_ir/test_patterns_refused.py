@@ -52,9 +52,36 @@ def gelu_with(half: float, root: float) -> Callable[[Maker], Value]:
     return build
 
 
-def quick_gelu(m: Maker) -> Value:
+def steep_gate(m: Maker) -> Value:
     x = m.weight(4, 5)
-    return m.mul(x, m.sigmoid(m.mul(x, 1.702)))
+    return m.mul(x, m.sigmoid(m.mul(x, m.weight(5))))
+
+
+def unbiased(m: Maker) -> Value:
+    """Statistics divided by one less than there are elements."""
+    x = m.weight(2, 3, 8)
+    centred = m.sub(x, m.mean(x))
+    squares = m.pow(centred, 2)
+    variance = m.op("reduce_mean", [squares], (2, 3, 1), axes=(2,), keepdims=True, divisor=7)
+    return m.div(centred, m.sqrt(m.add(variance, 1e-3)))
+
+
+def no_eps(m: Maker) -> Value:
+    x = m.weight(2, 3, 8)
+    return m.mul(x, m.rsqrt(m.mean(m.pow(x, 2))))
+
+
+def sum_of_squares(m: Maker) -> Value:
+    x = m.weight(2, 3, 8)
+    return m.mul(x, m.rsqrt(m.add(m.div(m.reduce("sum", m.mul(x, x)), 7.0), 1e-3)))
+
+
+def turned_backwards(m: Maker) -> Value:
+    """Signs that turn the second part the other way."""
+    x, cos, sin = m.weight(2, 3, 5, 8), m.input(5, 4), m.input(5, 4)
+    a, b = m.slice(x, 0, 4), m.slice(x, 4, 8)
+    first = m.sub(m.mul(a, cos), m.mul(b, sin))
+    return m.concat(first, m.sub(m.mul(b, cos), m.mul(a, sin)))
 
 
 def gate(m: Maker) -> Value:
@@ -144,7 +171,11 @@ MISSES: dict[str, Callable[[Maker], Value]] = {
     "square of another tensor": square_of_another,
     "gelu without its half": gelu_with(0.6, 2**0.5),
     "gelu with another root": gelu_with(0.5, 1.5),
-    "quick gelu": quick_gelu,
+    "gate of a trained steepness": steep_gate,
+    "unbiased variance": unbiased,
+    "RMS norm without eps": no_eps,
+    "sum of squares over another number": sum_of_squares,
+    "rotary of other signs": turned_backwards,
     "gate of another tensor": gate,
     "clamp to 5": relu5,
     "scale behind a mask": scaled_mask,
