@@ -198,11 +198,21 @@ class DimBinder:
         )
         sequence_dims = [d for d in names if d not in batch_dims and _is_sequence(d)]
         past = [d for d in names if _PAST.search(d) and not _TOTAL.search(d)]
-        if options.mode == "decode" and not past:
-            raise DimensionError(
-                "the model has no KV cache among its inputs: export it with one "
-                f"(past_key_values), or use --mode inference ({_listed(names)})"
-            )
+        if options.mode in ("prefill", "decode"):
+            lacking = [
+                what
+                for what, found in (
+                    ("dynamic sequence dim", sequence_dims or options.mode == "decode"),
+                    ("KV cache (past_key_values)", past),
+                )
+                if not found
+            ]
+            if lacking:
+                raise DimensionError(
+                    "--mode generation does not apply: the model's inputs have no "
+                    f"{' and no '.join(lacking)}; use --mode inference, or export the model with them "
+                    f"({_listed(names)})"
+                )
         if options.sequence is not None:
             if not sequence_dims and options.mode != "decode":
                 raise DimensionError(

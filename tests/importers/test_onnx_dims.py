@@ -130,3 +130,7 @@ def test_prefill_and_decode_bind_the_cache(onnx_model):
     stateless = onnx_model("m (float[batch, seq, 4] x) => (float[B, S, 4] y) { y = Relu (x) }")
     with pytest.raises(DimensionError, match="no KV cache"):
         load(stateless, batch=2, sequence=16, past_tokens=20, mode="decode")
+    fixed = onnx_model("m (float[2, 3] x) => (float[2, 3] y) { y = Relu (x) }", name="fixed.onnx")
+    with pytest.raises(DimensionError, match="no dynamic sequence dim and no KV cache") as raised:
+        load(fixed, batch=2, sequence=16, mode="prefill")
+    assert "--mode generation" in str(raised.value)
