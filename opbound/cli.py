@@ -109,6 +109,8 @@ def _write(report: Report, view: View, arguments: argparse.Namespace, output: Ou
         output.write(report.to_markdown(view=view))
     elif arguments.format == "html":
         output.write(report.to_html())
+    elif arguments.format == "trace":
+        output.write(report.to_trace())
     elif output.is_terminal:
         output.show_table(report, view)
     else:

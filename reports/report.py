@@ -273,6 +273,63 @@ class TimelineEvent(Record):
     microbatch: int | None
     start_s: float
     duration_s: float
+    after: tuple[int, ...] = ()
+    """Places in the timeline of events on other stages or streams whose results it waits for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrategyRow(Record):
+    """One strategy that was priced."""
+
+    strategy: str
+    """As `--parallel` takes it, with the options that go with it."""
+    step_time_s: float
+    peak_bytes: int
+    """Of the fullest device."""
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut(Record):
+    """Strategies that are not among the fastest, by reason."""
+
+    reason: str
+    count: int
+    example: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AxisRow(Record):
+    """One logical axis of the model on the mesh axis `auto`."""
+
+    axis: str
+    """Size, and a node that has it."""
+    chosen: bool
+    nodes: int
+    """Forward operators that run split along it, repetitions counted once."""
+    candidates: int
+    """Forward operators that could."""
+    flops: int
+    """FLOPs of the operators that could, of one micro-batch."""
+    other_s: float
+    """One micro-batch, node after node, in the best plan that does the contrary."""
+    cost_s: float
+    """The same of the plan that was taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchInfo(Record):
+    """A search over strategies."""
+
+    devices: int
+    candidates: int
+    priced: int
+    seconds: float
+    """Time it took, without the import."""
+    rows: tuple[StrategyRow, ...]
+    """The ten fastest that fit; if none fits, those that come nearest."""
+    left_out: tuple[LeftOut, ...]
+    axes: tuple[AxisRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,6 +349,9 @@ class Report(Record):
     memory: MemoryUse
     operators: tuple[OpRow, ...]
     timeline: tuple[TimelineEvent, ...] = ()
+
+    search: SearchInfo | None = None
+    """Of `--parallel auto`: the other strategies, and why this one."""
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form as plain dicts, lists, numbers and strings."""
@@ -350,6 +410,12 @@ class Report(Record):
         from reports.html_page import render_page
 
         return render_page(self)
+
+    def to_trace(self) -> str:
+        """The simulated step as Chrome's trace events, for Perfetto."""
+        from reports.trace import render_trace
+
+        return render_trace(self)
 
     def save(self, path: str | Path) -> None:
         """Writes the JSON form to a file."""
