@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pandas import DataFrame
+
     from reports.view import View
 
 SCHEMA_VERSION = "1.1"
@@ -416,6 +418,16 @@ class Report(Record):
         from reports.trace import render_trace
 
         return render_trace(self)
+
+    def to_dataframe(self) -> DataFrame:
+        """The operators as a pandas DataFrame, one row each, in base units.
+
+        Raises:
+            OpboundError: if pandas is not installed.
+        """
+        from reports.dataframe import operators_dataframe
+
+        return operators_dataframe(self)
 
     def save(self, path: str | Path) -> None:
         """Writes the JSON form to a file."""

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from opbound.parser import Parser
 
-COMMANDS = ("diff", "check", "init", "explain")
+COMMANDS = ("diff", "check", "init", "explain", "plot", "doctor")
 
 
 def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
