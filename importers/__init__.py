@@ -102,6 +102,15 @@ def load(
         from importers.huggingface import import_huggingface
 
         return import_huggingface(text.removeprefix("hf:"), options)
+    if text.startswith("diffusers:"):
+        _only_onnx(options)
+        if text == "diffusers:":
+            raise OpboundError(
+                "diffusers: lacks a name: write diffusers:NAME or diffusers:config.json"
+            )
+        from importers.diffusion import import_diffusion
+
+        return import_diffusion(text.removeprefix("diffusers:"), options)
     path = Path(text)
     if path.suffix == ".pt2" or (
         ":" in text and not path.exists() and path.suffix not in _ONNX_SUFFIXES
