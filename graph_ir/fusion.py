@@ -76,8 +76,8 @@ class _Fuser:
         """The nodes that read a value, perhaps through views."""
         found = []
         for user in self.graph.users.get(value, ()):
-            through = user.definition.is_view(user)
-            found += self._readers(user.outputs[0]) if through else [user]
+            through = user.outputs if user.definition.is_view(user) else ()
+            found += [n for v in through for n in self._readers(v)] or [user]
         return found
 
     def _host(self, node: Node) -> list[Node] | None:
@@ -102,7 +102,9 @@ class _Fuser:
             # A norm needs whole rows, which a product's tiles do not hold.
             return False
         made = max(v.type.elements for v in producer.outputs)
-        walked = max(v.type.elements for v in (*node.inputs, *node.outputs))
+        # An epilogue applies its tables (a weight's scales by block) while the product is computed.
+        epilogue = product and node.attrs.get("epilogue")
+        walked = max(v.type.elements for v in (*(() if epilogue else node.inputs), *node.outputs))
         same_elements = made == walked
         if producer.definition.kind in _JOINS:
             # After a reduction, what broadcasts its result back walks over the reduced elements again.

@@ -89,3 +89,26 @@ def test_apart_every_operator_stays_as_the_file_has_it(twins):
     assert all(
         n.inputs[0].type.dtype.is_float for n in eager.nodes if n.definition.kind == "contraction"
     )
+
+
+@pytest.mark.parametrize("form", ["QOperator", "QDQ"])
+def test_a_product_with_4_bit_weights_is_one_kernel(onnx_model, tmp_path, form):
+    """One token: blocks' scales are more than its results, and still no kernel of their own."""
+    nbits = pytest.importorskip("onnxruntime.quantization.matmul_nbits_quantizer")
+    import onnx
+
+    weight = np.random.default_rng(0).normal(size=(512, 1024)).astype(np.float32)
+    text = "m (float[1, 512] x) => (float[1, 1024] y) { a = MatMul (x, w) y = Relu (a) }"
+    path = onnx_model(text, opset=21, weights={"w": weight})
+    how = quantization.QuantFormat[form]
+    config = nbits.DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=True, quant_format=how)
+    logging.disable(logging.WARNING)
+    quantizer = nbits.MatMulNBitsQuantizer(onnx.load(path), algo_config=config)
+    quantizer.process()
+    logging.disable(logging.NOTSET)
+    small = tmp_path / "small.onnx"
+    quantizer.model.save_model_to_file(str(small))
+    graph = canonicalize(load(small).graph)
+    assert len(fusion_groups(graph)) == 1
+    scales = 4 * 512 * 1024 // 32
+    assert bytes_of_kernels(graph) == 512 * 1024 // 2 + scales + 4 * (512 + 1024)
