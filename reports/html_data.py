@@ -138,8 +138,8 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
         ),
         (
             "Work",
-            f"{scaled_text(totals.flops)}FLOPs",
-            f"{scaled_text(totals.parameters)}parameters",
+            scaled_text(totals.flops, "FLOPs"),
+            f"{scaled_text(totals.parameters)} parameters",
         ),
     ]
 
