@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from graph_ir.equation import Equation
 from graph_ir.op_def import OpDef, op_def
+from graph_ir.sharding import Shard
 from graph_ir.tensor_type import TensorType
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Value:
     """What the value is for where that matters to memory: 'kv_cache', or empty."""
     data: Any = field(default=None, repr=False)
     """A small constant's content (numpy), if known; costs never depend on it."""
+    shards: tuple[Shard, ...] = ()
+    """In a graph of one rank: how this part was cut out of the whole tensor, one split after the other."""
 
     def __str__(self) -> str:
         times = f" x{self.count}" if self.count > 1 else ""

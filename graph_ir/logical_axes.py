@@ -268,6 +268,12 @@ class LogicalAxes:
         for value in (*node.inputs, *node.outputs):
             if self.all_of(value).count(axis) > 1:
                 return None
+        looks_up = node.definition.kind == "gather" and node.definition.localize is not None
+        if looks_up and self.of_node(node)[holders[0]][0] is not axis:
+            # Rows that indices number: a device can hold a run of them, not some out of each run.
+            holding = [*rule.inputs, *rule.outputs]
+            if len(holding) - holding.count(None) == 1:
+                return None
         return AxisRule(
             holders[0],
             tuple(None if place is None else axis for place in rule.inputs),

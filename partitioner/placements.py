@@ -27,8 +27,10 @@ class Plan:
     from outside stays whole."""
     queries: bool = False
     """Whether fused attention that can split nothing else splits its queries, keys and values gathered."""
+    zigzag: bool = False
+    """Whether parts of the first of `elsewhere` are taken from both ends (see `graph_ir.sharding`)."""
     batch: frozenset[Axis] = frozenset()
-    """Those of `axes` that hold the batch: statistics are taken over each device's part of it, and
+    """Axes of independent samples or tokens: statistics are taken over each device's part of them, and
     lookups and sorts of the data itself are each device's own."""
     chosen: Mapping[Node, Axis | None] | None = None
     """Where a search has chosen for each node: the axis that it runs split along, None for whole."""
@@ -109,13 +111,13 @@ class Placements:
             # Bookkeeping of a dispatch is each device's own: there the batch goes before the experts.
             # Token numbers and labels are small, and cut where they are needed.
             own = dict.fromkeys(sorted(own, key=lambda axis: axis not in self.plan.batch))
-            choices = choices[:1]
+            choices = (self.plan.axes | self.plan.batch,)
         for candidates in choices:
             for axis in own:
                 if axis in candidates:
                     rule = self.axes.rule(node, axis, batch=axis in self.plan.batch)
                     if rule is not None and (
-                        candidates is self.plan.axes or self._keeps_parameters_whole(node, rule)
+                        axis in self.plan.axes or self._keeps_parameters_whole(node, rule)
                     ):
                         return rule
         if self.plan.queries and node.definition.kind == "attention":

@@ -19,22 +19,50 @@ from graph_ir.equation import Equation
 from graph_ir.graph import Block, Carry, Graph, Node, Value
 from graph_ir.localize import local_equation
 from graph_ir.logical_axes import Axis, AxisRule, LogicalAxes
+from graph_ir.sharding import ByRank, Shard
 from partitioner.placements import WHOLE, Placement, Placements, Plan, split_size
 
 
-def local_attrs(node: Node, rule: AxisRule, parts: int) -> dict[str, Any]:
-    """Attributes of a node that runs on its part of the axis."""
+def local_attrs(node: Node, rule: AxisRule, plan: Plan) -> dict[str, Any]:
+    """Attributes of a node that runs on its part of the axis: those of the group's first rank.
+
+    What they grow by from rank to rank is added to `by_rank` (see `graph_ir.sharding`).
+    """
     attrs = dict(node.attrs)
     if not rule.name:
         return attrs
     axis = next(a for a in (*rule.inputs, *rule.outputs) if a is not None)
-    length = split_size(node.equation.sizes[rule.name], axis, parts)
+    mesh = plan.mesh_axis
+    length = split_size(node.equation.sizes[rule.name], axis, mesh.size)
     localize = node.definition.localize
     if localize is not None:
-        attrs.update(localize(node, rule.name, 0, length))
+        own = localize(node, rule.name, 0, length)
+        following = localize(node, rule.name, length, 2 * length)
+        attrs.update(own)
+        numbers = {k: n for k, n in own.items() if isinstance(n, int)}
+        steps = {k: following[k] - n for k, n in numbers.items() if following[k] != n}
+        if plan.zigzag:
+            attrs, steps = _zigzag(attrs, steps, mesh.size)
+        if steps:
+            found = dict(attrs.get("by_rank", {}))
+            for name, step in steps.items():
+                found[name] = (*found.get(name, ()), ByRank(mesh.size, mesh.stride, step))
+            attrs["by_rank"] = found
     if isinstance(attrs.get("equation"), Equation):
         attrs["equation"] = local_equation(node.equation, rule.name, length)
     return attrs
+
+
+def _zigzag(
+    attrs: dict[str, Any], steps: dict[str, int], parts: int
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Where the two chunks of queries start: the second ones are counted from the end."""
+    chunk = steps.get("first_query")
+    if chunk is None:
+        return attrs, steps
+    chunk //= 2
+    attrs = {**attrs, "second_query": (2 * parts - 1) * chunk}
+    return attrs, {**steps, "first_query": chunk, "second_query": -chunk}
 
 
 class _Split:
@@ -60,13 +88,29 @@ class _Split:
             if axis is None:
                 found = value
             else:
-                shape = tuple(
-                    split_size(n, axis, self.parts) if axis in dim else n
-                    for n, dim in zip(value.type.shape, self.axes.of_value(value), strict=True)
-                )
-                found = replace(value, type=value.type.with_shape(shape))
+                place, major, minor = self._layout(value, axis)
+                sizes = list(value.type.shape)
+                sizes[place] = split_size(sizes[place], axis, self.parts)
+                mesh, zigzag = self.plan.mesh_axis, self._is_zigzag(axis)
+                shard = Shard(mesh.name, mesh.size, mesh.stride, place, major, minor, zigzag)
+                kind = value.type.with_shape(tuple(sizes))
+                found = replace(value, type=kind, shards=(*value.shards, shard))
             self.local[key] = found
         return found
+
+    def _layout(self, value: Value, axis: Axis, other: Axis | None = None) -> tuple[int, int, int]:
+        """The dim that holds an axis, and the sizes of its factors before and after it.
+
+        `other` is an axis that the value is split along.
+        """
+        dims = self.axes.of_value(value)
+        place = next(i for i, dim in enumerate(dims) if axis in dim)
+        at = dims[place].index(axis)
+        sizes = [split_size(a.size, a, self.parts) if a is other else a.size for a in dims[place]]
+        return place, prod(sizes[:at]), prod(sizes[at + 1 :])
+
+    def _is_zigzag(self, axis: Axis) -> bool:
+        return self.plan.zigzag and axis in self.plan.elsewhere[0]
 
     def read(self, value: Value, wanted: Placement, reader: Node) -> Value:
         """The value as a reader wants it, through a collective if it lies otherwise.
@@ -99,17 +143,19 @@ class _Split:
         else:
             op = "all_gather" if wanted.axis is None else "all_to_all"
         mesh = self.plan.mesh_axis
-        axis = wanted.axis or has.axis
         attrs: dict[str, Any] = {
             "axis": mesh.name,
             "group_size": mesh.size,
             "group_stride": mesh.stride,
             "during": during,
         }
-        if axis is not None:
-            dims = self.axes.of_value(value)
-            attrs["dim"] = next(i for i, dim in enumerate(dims) if axis in dim)
-            attrs["around"] = self._around(dims[attrs["dim"]], axis, has.axis)
+        if wanted.axis is not None:
+            attrs["split"] = self._layout(value, wanted.axis, has.axis)
+        if has.axis is not None:
+            attrs["concat"] = self._layout(value, has.axis, wanted.axis)
+        for side, axis in (("split", wanted.axis), ("concat", has.axis)):
+            if axis is not None and self._is_zigzag(axis):
+                attrs["zigzag"] = side
         if has.partial and has.partial != "sum":
             attrs["reduction"] = has.partial
         suffix = f"{op}.{mesh.name}"
@@ -135,32 +181,33 @@ class _Split:
         )
         return result
 
-    def _around(self, dim: tuple[Axis, ...], axis: Axis, other: Axis | None) -> tuple[int, int]:
-        """Sizes of a compound dim's factors before and after what a collective exchanges."""
-        place = dim.index(axis)
-        before, after = (prod(a.size for a in part) for part in (dim[:place], dim[place + 1 :]))
-        if other is None or other is axis or other not in dim:
-            return before, after
-        # An exchange between neighbouring factors moves a block of the minor one for one of the major.
-        first, second = sorted((place, dim.index(other)))
-        if second != first + 1:
-            return 1, 1
-        behind = prod(a.size for a in dim[second + 1 :])
-        return prod(a.size for a in dim[:first]), dim[second].size // self.parts * behind
-
     def _part(
         self, value: Value, source: Value, target: Value, wanted: Placement, near: Node
     ) -> Value:
         """A rank's own part of a value that it holds whole: a view, no communication."""
-        result = replace(target, name=f"{value.name}.part", kind="intermediate", count=near.count)
+        mesh, axis = self.plan.mesh_axis, wanted.axis
+        if axis is None:
+            raise ValueError(f"{value} is asked for as {wanted} but is whole")
+        attrs: dict[str, Any] = {
+            "view": True,
+            "axis": mesh.name,
+            "group_size": mesh.size,
+            "group_stride": mesh.stride,
+            "split": self._layout(value, axis),
+        }
+        if self._is_zigzag(axis):
+            attrs["zigzag"] = "split"
+        name = f"{value.name}.part.{mesh.name}.{near.during}"
+        result = replace(target, name=name, kind="intermediate", count=near.count)
         self.nodes.append(
             replace(
                 near,
-                name=f"{value.name}.part.{near.phase}",
-                op="slice",
+                name=name,
+                op="shard",
                 inputs=(source,),
                 outputs=(result,),
-                attrs={"view": True},
+                attrs=attrs,
+                phase="forward" if near.during == "forward" else "backward",
                 instances=tuple(f"{n}.part" for n in near.instances),
                 origin=near.origin or near.name,
             )
@@ -269,7 +316,7 @@ class _Split:
             self._type(v, Placement(axis))
             for v, axis in zip(node.outputs, rule.outputs, strict=True)
         )
-        attrs = local_attrs(node, rule, self.parts)
+        attrs = local_attrs(node, rule, self.plan)
         self.nodes.append(replace(node, inputs=operands, outputs=outputs, attrs=attrs))
 
 

@@ -19,8 +19,6 @@ class Prices:
     """Seconds of one application of a node, collectives included."""
     gradients: float = 1.0
     """Share of a gradient's reduction and of an update that counts: 1 / micro-batches."""
-    byte_s: float = 0.0
-    """Seconds that a stored byte is worth: rises until the model fits."""
     capacity_bytes: float | None = None
     """Bytes of weights and optimizer states that a device may store; None: any."""
 

@@ -167,9 +167,9 @@ def _positions(count: int, attrs: Mapping[str, Any], what: str, start: int) -> A
     """Where the queries or keys of a device stand in the sequence."""
     first, second = attrs.get(f"first_{what}", start), attrs.get(f"second_{what}")
     if second is None:
-        return np.arange(count) + first
+        return np.asarray(np.arange(count) + first)
     half = np.arange(count // 2)
-    return np.concatenate((half + first, half + second))
+    return np.asarray(np.concatenate((half + first, half + second)))
 
 
 def _evaluate(

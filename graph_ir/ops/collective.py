@@ -3,10 +3,10 @@
 Attributes: `axis` (the mesh axis), `group_size`, `group_stride` (the group's ranks are r, r + stride,
 r + 2 stride, ...); `split` of what takes a tensor apart (reduce_scatter, all_to_all, shard) and `concat` of
 what puts one together (all_gather, all_to_all): the dim, and the products of its factors before and after
-the one that is split; without either, parts are flat. `zigzag` names the one of the two whose parts are zigzag ones, as
-`graph_ir.sharding` says. Operand and result are the rank's own tensors. `bytes_communicated` is what the rank
-sends in a ring, which is also the least that any algorithm without help from the switch can send (Thakur et
-al. 2005, doi:10.1177/1094342005051521).
+the one that is split; without either, parts are flat. `zigzag` names the one of the two whose parts are
+zigzag ones, as `graph_ir.sharding` says. Operand and result are the rank's own tensors. `bytes_communicated`
+is what the rank sends in a ring, which is also the least that any algorithm without help from the switch can
+send (Thakur et al. 2005, doi:10.1177/1094342005051521).
 """
 
 from __future__ import annotations
@@ -109,10 +109,16 @@ def _exchange(given: Sequence[int], made: Sequence[int], attrs: Mapping[str, Any
         operand[concat], result[concat] = ("x", "a", "y"), ("x", "q", "a", "y")
     elif split_minor > minor:
         sizes |= {"m": split_major, "x": split_minor // minor // sizes["a"], "n": minor}
-        operand[split], result[split] = ("m", "p", "b", "x", "a", "n"), ("m", "b", "x", "q", "a", "n")
+        operand[split], result[split] = (
+            ("m", "p", "b", "x", "a", "n"),
+            ("m", "b", "x", "q", "a", "n"),
+        )
     else:
         sizes |= {"m": major, "x": split_major // major // sizes["a"], "n": split_minor}
-        operand[split], result[split] = ("m", "a", "x", "p", "b", "n"), ("m", "q", "a", "x", "b", "n")
+        operand[split], result[split] = (
+            ("m", "a", "x", "p", "b", "n"),
+            ("m", "q", "a", "x", "b", "n"),
+        )
     # A dim of size 1 has no name.
     dims = [tuple(tuple(n for n in d if sizes[n] > 1) for d in side) for side in (operand, result)]
     return Equation((dims[0],), (dims[1],), sizes, frozenset({"p", "q"}), None)

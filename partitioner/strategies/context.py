@@ -1,24 +1,63 @@
 """Context parallelism: the tokens are split everywhere, in attention too.
 
-Where an operator needs all tokens at once (attention), its heads are split instead, so an all-to-all
-stands before and after it: DeepSpeed-Ulysses (Jacobs et al. 2023, arXiv 2309.14509). Where its heads do not
-divide (few key-value heads, already split by tensor parallelism), fused attention splits its queries and
-gathers keys and values, as Llama 3 was trained (Grattafiori et al. 2024, arXiv 2407.21783, section 3.3.2);
-the volume is that of ring attention. Weights are whole on every device; their gradients contract the
-tokens, so an all-reduce of gradients follows.
+Attention needs all keys and values at once. There are three ways (`--context-parallel`):
+
+- `ulysses`: its heads are split instead of the tokens, so an all-to-all stands before and after it
+  (DeepSpeed-Ulysses, Jacobs et al. 2023, arXiv 2309.14509);
+- `allgather`: it splits its queries and gathers keys and values, as Llama 3 was trained (Grattafiori et
+  al. 2024, arXiv 2407.21783, section 3.3.2);
+- `ring`: as `allgather`, but the blocks of keys and values go round from device to device while the device
+  works on the block before (Liu et al. 2023, arXiv 2310.01889); `rings.py` takes the gathering apart.
+
+`ulysses:N+ring` does both: N neighbours exchange heads, and the blocks go round N devices apart (Fang and
+Zhao 2024, arXiv 2405.07719). Without a choice it is ulysses where the heads divide, else allgather.
+Under a causal mask each device takes its queries from both ends of the sequence. Weights are whole on every
+device; their gradients contract the tokens, so an all-reduce of gradients follows.
 """
 
 from __future__ import annotations
 
-from graph_ir.errors import MeshError
+import re
+
+from graph_ir.errors import MeshError, did_you_mean
 from graph_ir.graph import Graph, Node
 from graph_ir.logical_axes import Axis, LogicalAxes
+from partitioner.mesh import MeshAxis
 from partitioner.placements import Plan
 from partitioner.propagate import split_graph
 from partitioner.strategies import Pass
-from partitioner.strategies.data import batch_axes
+from partitioner.strategies.data import batch_axes, reordered_axes
 from partitioner.strategies.sequence import token_axes
 from partitioner.strategy import Strategy
+
+WAYS = ("ulysses", "allgather", "ring")
+
+
+def ways_of(text: str, mesh_axis: MeshAxis) -> list[tuple[str, MeshAxis]]:
+    """What `--context-parallel` means: which way on which part of the mesh axis, the outer part first.
+
+    Raises:
+        MeshError: if it means nothing, or does not fit the axis.
+    """
+    if not text or text in WAYS:
+        return [(text, mesh_axis)]
+    match = re.fullmatch(r"ulysses:(\d+)\+ring", text)
+    if match is None:
+        raise MeshError(
+            f"--context-parallel {text!r}: {did_you_mean(text, WAYS)}; "
+            "both together are written ulysses:N+ring"
+        )
+    degree, size, stride = int(match[1]), mesh_axis.size, mesh_axis.stride
+    if degree < 2 or size % degree or size == degree:
+        raise MeshError(
+            f"--context-parallel {text}: cp={size} cannot be {degree} times a ring of at least 2; "
+            "choose N as a divisor of cp between 1 and cp"
+        )
+    inner = MeshAxis(f"{mesh_axis.name}_ulysses", degree, stride)
+    return [
+        ("ring", MeshAxis(f"{mesh_axis.name}_ring", size // degree, stride * degree)),
+        ("ulysses", inner),
+    ]
 
 
 def _instead(
@@ -34,25 +73,28 @@ def _instead(
     return even, uneven
 
 
-def apply(graph: Graph, strategy: Strategy) -> Graph:
-    """Splits the tokens over the mesh axis `cp`."""
-    mesh_axis = strategy.mesh.axis("cp")
-    if mesh_axis.size == 1:
-        return graph
+def _require_even(tokens: frozenset[Axis], cp: int, parts: int) -> None:
+    for axis in tokens:
+        if axis.size % parts:
+            ends = ", of which each device takes two chunks" if parts > cp else ""
+            raise MeshError(
+                f"cp={cp} does not divide the sequence of {axis.size}{ends}; "
+                f"use --sequence with a multiple of {parts}"
+            )
+
+
+def _split(graph: Graph, way: str, mesh_axis: MeshAxis, tensor_parallel: int) -> Graph:
     axes = LogicalAxes(graph)
     tokens = token_axes(graph, axes)
+    cp = mesh_axis.size
     if not tokens:
         raise MeshError(
-            f"cp={mesh_axis.size}: {graph.name or 'this graph'} has no token axis to split; leave cp out"
+            f"cp={cp}: {graph.name or 'this graph'} has no token axis to split; leave cp out"
         )
-    for axis in tokens:
-        if axis.size % mesh_axis.size:
-            raise MeshError(
-                f"cp={mesh_axis.size} does not divide the sequence of {axis.size}; "
-                f"use --sequence with a multiple of {mesh_axis.size}"
-            )
+    _require_even(tokens, cp, cp)
     avoid = tokens | batch_axes(graph, axes)
     heads: set[Axis] = set()
+    zigzag = False
     for node in graph.nodes:
         own = {a for found in axes.of_node(node).values() for a in found}
         blocked = node.definition.kind in ("attention", "contraction") and all(
@@ -60,17 +102,47 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
         )
         if not own & tokens or not blocked:
             continue
-        even, uneven = _instead(node, axes, avoid, mesh_axis.size)
+        # Tensor parallelism splits the same heads further.
+        even, uneven = _instead(node, axes, avoid, cp * tensor_parallel)
         queries = any(axes.query_rule(node, a) is not None for a in own & tokens)
-        if not even and uneven and not queries:
+        if way in ("allgather", "ring") or (not even and queries and not way):
+            if not queries:
+                raise MeshError(
+                    f"--context-parallel {way or 'allgather'}: {node.name} is no fused attention, whose "
+                    "queries can be split; use --execution fused, or --context-parallel ulysses"
+                )
+            zigzag |= bool(node.attrs.get("causal"))
+        elif even:
+            heads.add(even[0])
+        elif uneven:
+            several = f" times tp={tensor_parallel}" if tensor_parallel > 1 else ""
             raise MeshError(
-                f"cp={mesh_axis.size} does not divide the {uneven[0].size} heads of {node.name}, "
-                "which needs all tokens at once; use a smaller cp"
+                f"cp={cp}{several} does not divide the {uneven[0].size} heads of {node.name}, "
+                "which needs all tokens at once; use a smaller cp, or --context-parallel allgather"
             )
-        heads.update(even[:1])
-    return split_graph(
-        graph, axes, Plan(mesh_axis, elsewhere=(tokens, frozenset(heads)), queries=True)
+    if zigzag:
+        _require_even(tokens, cp, 2 * cp)
+    own_order = reordered_axes(graph, axes, tokens, cp)
+    plan = Plan(
+        mesh_axis,
+        own_order,
+        elsewhere=(tokens, frozenset(heads)),
+        queries=True,
+        zigzag=zigzag,
+        batch=tokens | own_order,
     )
+    return split_graph(graph, axes, plan)
 
 
-PASS = Pass("context", 20, apply, axis="cp")
+def apply(graph: Graph, strategy: Strategy) -> Graph:
+    """Splits the tokens over the mesh axis `cp`."""
+    mesh_axis = strategy.mesh.axis("cp")
+    if mesh_axis.size == 1:
+        return graph
+    for way, part in ways_of(strategy.context_parallel, mesh_axis):
+        graph = _split(graph, way, part, strategy.mesh.axis("tp").size)
+    return graph
+
+
+# Before tensor parallelism, which splits what is left of the tokens and of the heads.
+PASS = Pass("context", 5, apply, axis="cp")

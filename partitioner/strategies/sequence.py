@@ -35,6 +35,13 @@ def token_axes(graph: Graph, axes: LogicalAxes) -> frozenset[Axis]:
         if name == "sequence"
         for a in dim
     }
+    for node in graph.nodes:
+        # What another mesh axis has split already: a part of the tokens is an axis of its own.
+        if node.op == "shard" and "split" in node.attrs:
+            place = node.attrs["split"][0]
+            whole, part = (axes.of_value(v)[place] for v in (node.inputs[0], node.outputs[0]))
+            if named.intersection(whole):
+                named.update(a for a in part if a not in whole)
     image = {
         a
         for node in graph.nodes

@@ -61,7 +61,7 @@ def _weights(graph: Graph) -> set[Value]:
 
 def inner_axes(graph: Graph, axes: LogicalAxes) -> list[Candidate]:
     """All axes that tensor parallelism could split, most FLOPs first."""
-    forward = [n for n in graph.nodes if n.phase == "forward"]
+    forward = [n for n in graph.nodes if n.during == "forward"]
     occurs: dict[Axis, list[Node]] = defaultdict(list)
     for node in forward:
         for axis in dict.fromkeys(a for found in axes.of_node(node).values() for a in found):
@@ -91,9 +91,9 @@ def _admits(
 ) -> bool:
     """Whether the node can run with the axis split, by reduction only over products with weights."""
     axis = candidate.axis
-    if node.definition.kind == "collective":
-        return True
     rule = axes.rule(node, axis)
+    if node.definition.kind == "collective":
+        return rule is not None
     if rule is None:
         return node.definition.decompose is not None and not axis.blocked
     split_weight = any(

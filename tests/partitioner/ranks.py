@@ -11,10 +11,11 @@ layer. A pipeline's stages run as coroutines that wait for what they receive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from itertools import combinations
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,6 +44,31 @@ def _place(node: Node, what: str) -> Shard:
     zigzag = attrs.get("zigzag") == what
     size, stride = attrs["group_size"], attrs["group_stride"]
     return Shard(attrs["axis"], size, stride, *attrs.get(what, (None,)), zigzag=zigzag)
+
+
+def _even_topk(node: Node, operands: Sequence[Array]) -> list[Array]:
+    """Experts in turn, whatever the scores say.
+
+    A product of rows grouped by expert takes for granted that every expert gets as many rows, on every
+    device too. Tokens at the same place of the sequence choose the same experts wherever it is cut.
+    """
+    (scores,) = operands
+    *rows, k = node.outputs[0].type.shape
+    chosen = (np.arange(prod(rows)).reshape(*rows, 1) * k + np.arange(k)) % scores.shape[-1]
+    return [np.take_along_axis(scores, chosen, axis=-1), chosen]
+
+
+def _scatter_rows(node: Node, operands: Sequence[Array]) -> list[Array]:
+    """Rows written where an index says: of a constant of row numbers, a device needs the first ones."""
+    buffer, index, rows = operands
+    shape = node.outputs[0].type.shape
+    assert buffer.ndim == rows.ndim == index.ndim == len(shape) == 1
+    result = buffer[: shape[0]].copy()
+    result[index] = rows[: len(index)]
+    return [result]
+
+
+_MEANINGS = {"topk": _even_topk, "scatter_nd": _scatter_rows}
 
 
 class Wire(Protocol):
@@ -235,6 +261,8 @@ class StageRun:
         if "by_rank" in node.attrs:
             own = replace(node, attrs=attrs_of_rank(node.attrs, rank))
         with np.errstate(all="ignore"):
+            if node.op in _MEANINGS:
+                return _MEANINGS[node.op](own, operands)
             return run_node(own, operands)
 
 
@@ -376,43 +404,53 @@ class PartitionedRun:
     def check(
         self,
         expected: StageRun,
-        axes: Mapping[str, tuple[int, int]],
+        along: Mapping[str, tuple[int, int]] | None = None,
         tolerance: float = 1e-6,
     ) -> int:
-        """Compares every value that one device computes too; returns how many were compared.
+        """Compares every float that one device computes too; returns how many values were compared.
+
+        Integers number rows and experts, which may be each device's own.
 
         Results of the graph must be complete on every rank; any other value may be a term along some mesh
         axes.
 
         Args:
             expected: the whole graph, run on one device.
-            axes: (size, stride) of the mesh axes other than the pipeline's.
+            along: further groups (size, stride) along which values may be terms: what the graph reduces
+                over is known.
+            tolerance: relative and absolute.
         """
-        names: dict[str, tuple[Value, int]] = {}
-        for value in expected.values:
-            names[value.name] = (value, 0)
+        axes = {
+            *(along or {}).values(),
+        } | {
+            (n.attrs["group_size"], n.attrs["group_stride"])
+            for run in self.runs
+            for n in run.graph.nodes
+            if n.op in ("all_reduce", "reduce_scatter") and n.attrs["axis"] != "pp"
+        }
+        names = {v.name: v for v in expected.values if v.type.dtype.is_float}
         results = {v for v in self.whole.outputs if v.type.elements > 1}
-        seen = 0
-        for stage, run in enumerate(self.runs):
-            for value in run.values:
-                name = original_name(value)
-                if name not in names:
-                    continue
-                whole = names[name][0]
-                if whole.type.dtype.kind == "bool":
-                    continue
-                first = self._first_layer(stage, value, whole)
-                for layer in range(value.count):
-                    right = expected.values[whole][0][first + layer]
-                    assert right is not None
-                    found = self.joined(stage, value, layer, right.shape)
-                    complete = whole in results and value in run.graph.outputs
-                    ok = _agrees(found, right, {} if complete else axes, run.ranks, tolerance)
-                    assert ok, (
-                        f"stage {stage}: {value}, layer {layer}, is not what one device computes"
-                    )
-                    seen += 1
-        return seen
+        known = [
+            (layer, stage, value, names[original_name(value)])
+            for stage, run in enumerate(self.runs)
+            for value in run.values
+            if original_name(value) in names
+            for layer in range(value.count)
+        ]
+        sorts = any(node.op == "sort" for node in self.whole.nodes)
+        # Layer by layer, so that the first mistake is found first.
+        for layer, stage, value, whole in sorted(known, key=lambda found: found[0]):
+            run = self.runs[stage]
+            right = expected.values[whole][0][self._first_layer(stage, value, whole) + layer]
+            assert right is not None
+            found = self.joined(stage, value, layer, right.shape)
+            complete = whole in results and value in run.graph.outputs
+            ok = _agrees(found, right, () if complete else axes, run.ranks, tolerance)
+            if not ok and sorts and not complete:
+                # Each device sorts its own tokens: the same rows in another order.
+                ok = _agrees(found, right, axes, run.ranks, tolerance, reordered=True)
+            assert ok, f"stage {stage}: {value}, layer {layer}, is not what one device computes"
+        return len(known)
 
     def _first_layer(self, stage: int, value: Value, whole: Value) -> int:
         if whole.count == 1:
@@ -431,13 +469,18 @@ class PartitionedRun:
 def _agrees(
     found: Sequence[Array],
     right: Array,
-    axes: Mapping[str, tuple[int, int]],
+    axes: Collection[tuple[int, int]],
     ranks: Sequence[int],
     tolerance: float,
+    reordered: bool = False,
 ) -> bool:
     """Whether every rank knows the right array, or its sum or maximum over some mesh axes is right."""
+    if reordered:
+        right = np.sort(right.ravel())
 
     def close(arrays: Sequence[Array]) -> bool:
+        if reordered:
+            arrays = [np.sort(a.ravel()) for a in arrays]
         return all(
             a.shape == right.shape
             and np.allclose(a, right, rtol=tolerance, atol=tolerance, equal_nan=True)
@@ -446,11 +489,9 @@ def _agrees(
 
     if close(found):
         return True
-    if any(a.shape != right.shape for a in found):
-        return False
     base = min(ranks)
     for count in range(1, len(axes) + 1):
-        for chosen in combinations(axes.values(), count):
+        for chosen in combinations(sorted(axes), count):
             for term in _TERMS.values():
                 arrays = dict(zip(ranks, found, strict=True))
                 for size, stride in chosen:

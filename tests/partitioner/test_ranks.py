@@ -1,8 +1,7 @@
-"""Every rank of a split training step computes its part of what one device computes."""
+"""All ranks of a mesh together compute what one device computes: every value, gradient and weight."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,129 +9,128 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from blocks import Bottleneck, GptBlock, LlamaBlock  # noqa: E402
-from ranks import Array, Ranks, Split  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
+from ranks import PartitionedRun, StageRun, numbers, one_device  # noqa: E402
+from small_models import SeparateBlock, language_model, model  # noqa: E402
 
-import partitioner.strategies.context  # noqa: E402
-import partitioner.strategies.data  # noqa: E402
-import partitioner.strategies.tensor  # noqa: E402
 from graph_ir.evaluate import run_graph  # noqa: E402
-from graph_ir.graph import Graph, Value  # noqa: E402
+from graph_ir.graph import Graph  # noqa: E402
 from graph_ir.training import training_graph  # noqa: E402
-from importers import load  # noqa: E402
 from partitioner.mesh import Mesh  # noqa: E402
-from partitioner.propagate import split_graph  # noqa: E402
+from partitioner.partition import partition  # noqa: E402
 from partitioner.strategy import Strategy  # noqa: E402
 
+SP = {"sequence_parallel": True}
 
-class LanguageModel(nn.Module):
-    """Embedding, one block, head, cross entropy: the whole way of a token."""
-
-    def __init__(self, block: Callable[[], nn.Module]) -> None:
-        super().__init__()
-        self.embedding, self.block = nn.Embedding(24, 32), block()
-        self.head = nn.Linear(32, 24, bias=False)
-
-    def forward(self, tokens: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        logits = self.head(self.block(self.embedding(tokens)))
-        return F.cross_entropy(logits.view(-1, 24), target.view(-1))
+_expected: dict[tuple[str, str], tuple[Graph, Any, StageRun]] = {}
 
 
-class FusedBlock(nn.Module):
-    """Fused causal attention with grouped queries, one weight for query, key and value; fused norms."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm_1, self.norm_2 = nn.RMSNorm(32, eps=1e-6), nn.LayerNorm(32)
-        self.mixed, self.out = nn.Linear(32, 64), nn.Linear(32, 32)
-        self.fc, self.proj = nn.Linear(32, 64), nn.Linear(64, 32)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        b, s, _ = x.shape
-        parts = self.mixed(self.norm_1(x)).split([32, 16, 16], dim=-1)
-        q, k, v = (p.view(b, s, -1, 4).transpose(1, 2) for p in parts)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        x = x + self.out(y.transpose(1, 2).reshape(b, s, 32))
-        return x + self.proj(F.gelu(self.fc(self.norm_2(x)), approximate="tanh"))
+def whole_run(name: str, recompute: str = "none") -> tuple[Graph, Any, StageRun]:
+    """A model's training step, random numbers for it, and what one device makes of them."""
+    if (name, recompute) not in _expected:
+        graph = training_graph(model(name), recompute=recompute)
+        given = numbers(graph)
+        _expected[name, recompute] = (graph, given, one_device(graph, given))
+    return _expected[name, recompute]
 
 
-def numbers(graph: Graph) -> dict[Value, Array]:
-    """Random numbers for every input of a graph; the content of constants where it is known."""
-    rng = np.random.default_rng(5)
-
-    def array(value: Value) -> Any:
-        shape = value.type.shape
-        if value.data is not None:
-            return np.asarray(value.data)
-        if not value.type.dtype.is_float:
-            return rng.integers(0, 24, size=shape)
-        return rng.normal(size=shape) * (0.3 if value.kind == "parameter" else 1.0)
-
-    return {v: array(v) for v in graph.inputs}
+def check(name: str, mesh: dict[str, int], recompute: str = "none", **options: Any) -> None:
+    graph, given, expected = whole_run(name, recompute)
+    strategy = Strategy(Mesh(mesh), **options)
+    parts = partition(graph, strategy, lambda n: float(n.flops))
+    assert PartitionedRun(graph, parts, given).check(expected) > len(graph.nodes)
 
 
-def language_model(block: Callable[[], nn.Module]) -> Graph:
-    tokens = torch.zeros(4, 8, dtype=torch.long)
-    model = LanguageModel(block)
-    return load(model, example_inputs=(tokens, tokens), mode="training").graph
+def test_a_folded_graph_runs_as_the_unfolded_one() -> None:
+    from small_models import LanguageModel
+
+    from importers import load
+
+    tokens = torch.zeros(8, 16, dtype=torch.long)
+    module = LanguageModel(SeparateBlock, 3, tied=True)
+    unfolded = training_graph(load(module, example_inputs=(tokens, tokens), mode="training").graph)
+    folded = training_graph(language_model(SeparateBlock, tied=True))
+    given = numbers(folded)
+    by_name = {}
+    for value, layers in given.items():
+        for i, array in enumerate(layers):
+            by_name[value.name.replace("[0-2]", str(i))] = array
+    plain = run_graph(unfolded, {v: by_name[v.name] for v in unfolded.inputs})
+    run = one_device(folded, given)
+    compared = 0
+    expected = {v.name: a for v, a in plain.items()}
+    for value, arrays in run.values.items():
+        if value not in folded.outputs:
+            continue
+        for i, array in enumerate(arrays[0]):
+            assert array is not None
+            right = expected[value.name.replace("[0-2]", str(i))]
+            assert np.allclose(array, right, rtol=1e-9, atol=1e-9), value
+            compared += 1
+    assert compared > 40
 
 
-MODELS = {
-    "gpt": lambda: language_model(GptBlock),
-    "fused": lambda: language_model(FusedBlock),
-    "llama": lambda: language_model(LlamaBlock),
-    "bottleneck": lambda: (
-        load(Bottleneck(), example_inputs=(torch.zeros(4, 16, 6, 6),), mode="training").graph
-    ),
-}
+@pytest.mark.parametrize(
+    ("mesh", "options"),
+    [
+        ({"dp": 2}, {}),
+        ({"dp": 2}, {"zero": 2}),
+        ({"dp": 4}, {"zero": 3, "shard_group": 2}),
+        ({"tp": 2}, {}),
+        ({"tp": 2}, SP),
+        ({"cp": 2}, {}),
+        ({"pp": 3}, {}),
+        ({"dp": 2, "tp": 2, "cp": 2}, {"zero": 3, **SP}),
+        ({"dp": 2, "tp": 2, "cp": 2, "pp": 3}, {"zero": 1, **SP}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "name",
+    ["gpt", "tied", *(pytest.param(n, marks=pytest.mark.slow) for n in ("llama", "fused"))],
+)
+def test_transformers(name: str, mesh: dict[str, int], options: dict[str, Any]) -> None:
+    check(name, mesh, **options)
 
 
-def split(graph: Graph, strategy: Strategy, monkeypatch: pytest.MonkeyPatch, name: str) -> Split:
-    """Splits by a strategy, and keeps the plan that it made."""
-    found: list[Split] = []
-
-    def record(whole: Graph, axes: Any, plan: Any) -> Graph:
-        local = split_graph(whole, axes, plan)
-        found.append(Split(whole, axes, plan, local))
-        return local
-
-    module = getattr(partitioner.strategies, name)
-    monkeypatch.setattr(module, "split_graph", record)
-    module.apply(graph, strategy)
-    return found[-1]
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_recomputation(recompute: str) -> None:
+    check("gpt", {"dp": 2, "tp": 2, "cp": 2}, recompute, zero=3, **SP)
+    check("separate", {"tp": 2, "pp": 3}, recompute, **SP)
 
 
-@pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("way", ["data", "tensor", "tensor with sequence", "context"])
-@pytest.mark.parametrize("model", sorted(MODELS))
-def test_ranks_compute_their_parts(
-    model: str, way: str, world: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if model == "bottleneck" and way in ("tensor with sequence", "context"):
-        pytest.skip("an image has no sequence")
-    graph = training_graph(MODELS[model](), optimizer="sgd")
-    name = way.split()[0]
-    mesh = Mesh({{"data": "dp", "tensor": "tp", "context": "cp"}[name]: world})
-    strategy = Strategy(mesh, sequence_parallel="sequence" in way)
-    found = split(graph, strategy, monkeypatch, name)
-    given = numbers(found.whole)
-    expected = run_graph(found.whole, given)
-    assert Ranks(found, given).check(expected) > 0.9 * len(found.whole.nodes)
+@pytest.mark.parametrize("way", ["allgather", "ring", "ulysses", "ulysses:2+ring"])
+def test_context_parallelism(way: str) -> None:
+    cp = 2 if way == "ulysses" else 4
+    check("separate", {"cp": cp}, context_parallel=way)
+    check("separate", {"cp": cp, "tp": 2, "dp": 2}, context_parallel=way, zero=2, **SP)
 
 
-def test_attention_with_few_heads_gathers_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = 8  # the model has 4 key-value heads
-    graph = training_graph(MODELS["fused"](), optimizer="sgd")
-    found = split(graph, Strategy(Mesh({"cp": world})), monkeypatch, "context")
-    given = numbers(found.whole)
-    assert Ranks(found, given).check(run_graph(found.whole, given)) > 0.9 * len(found.whole.nodes)
-    sent = [n for n in found.local.nodes if n.phase == "communication" and n.op != "all_reduce"]
-    # Keys and values are gathered, in the backward pass again, and their gradients reduce-scattered.
-    assert sorted(n.op for n in sent) == ["all_gather"] * 4 + ["reduce_scatter"] * 2
-    (attention,) = (n for n in found.local.nodes if n.op == "attention")
-    whole = next(n for n in found.whole.nodes if n.op == "attention")
-    assert attention.flops * world == whole.flops
-    share = attention.definition.executed_fraction(attention)
-    assert share == whole.definition.executed_fraction(whole)
+@pytest.mark.parametrize(
+    ("mesh", "options"),
+    [({"dp": 4}, {"zero": 3}), ({"tp": 2}, {}), ({"dp": 2, "tp": 2, "pp": 2}, {"zero": 1})],
+    ids=str,
+)
+def test_a_convolutional_network(mesh: dict[str, int], options: dict[str, Any]) -> None:
+    check("resnet", mesh, **options)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "options"),
+    [
+        ({"ep": 2}, {}),
+        ({"ep": 4, "dp": 2}, {"zero": 3}),
+        ({"ep": 2, "tp": 2}, SP),
+        ({"dp": 2, "tp": 2, "cp": 2, "ep": 2, "pp": 2}, {"zero": 1, **SP}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["mixture", "shared expert"])
+def test_mixtures_of_experts(name: str, mesh: dict[str, int], options: dict[str, Any]) -> None:
+    pytest.importorskip("transformers")
+    check(name, mesh, **options)
+
+
+def test_an_encoder_with_a_decoder() -> None:
+    pytest.importorskip("transformers")
+    check("encoder-decoder", {"dp": 2, "tp": 2, "pp": 2}, zero=1, **SP)
+    check("encoder-decoder", {"cp": 2, "tp": 2}, **SP)
