@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 _MAX_LISTED = 6
+_MAX_MESSAGE = 1000
+
 _DAMAGE = (
     ArithmeticError,
     AttributeError,
@@ -58,9 +60,7 @@ def import_onnx(path: str | Path, options: ImportOptions) -> ImportedModel:
         with no_collection():
             graph = _build(resolver, file.model, path.stem, options)
     except OpboundError as error:
-        # Names in a file may hold anything, also line breaks.
-        message = " ".join(str(error).split())
-        raise type(error)(message if message.isprintable() else ascii(message)) from error
+        raise type(error)(_one_line(str(error))) from error
     except RecursionError:
         raise ModelFileError(f"{path}: {resolver.place} is nested too deeply") from None
     except _DAMAGE as error:
@@ -82,6 +82,15 @@ def import_onnx(path: str | Path, options: ImportOptions) -> ImportedModel:
         batch=options.batch or batch,
         sequence=options.sequence or sequence,
     )
+
+
+def _one_line(text: str) -> str:
+    """A message as a short, printable line: names in a file may hold anything, also line breaks."""
+    line = " ".join(text.split())
+    line = line if line.isprintable() else ascii(line)
+    if len(line) <= _MAX_MESSAGE:
+        return line
+    return f"{line[: _MAX_MESSAGE // 2]} ... {line[-_MAX_MESSAGE // 2 :]}"
 
 
 def _step(options: ImportOptions) -> ImportOptions:

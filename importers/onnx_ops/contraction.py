@@ -105,6 +105,10 @@ def _without_ones(
     return "".join(term[i] for i in kept if i < len(term)), flat
 
 
+_MOST_COMPARED = 12
+"""Operands among which the cheapest pair is looked for; no real equation has more."""
+
+
 def _combine_cheapest(
     e: Emitter,
     node: OnnxNode,
@@ -125,7 +129,7 @@ def _combine_cheapest(
         now = prod(sizes[c] for c in both) * (2 if len(kept) < len(both) else 1)
         return now + 2 * prod(sizes[c] for c in set(kept + rest)), now
 
-    pair = min(combinations(range(len(parts)), 2), key=work)
+    pair = min(combinations(range(min(len(parts), _MOST_COMPARED)), 2), key=work)
     both, kept = after(*pair)
     (term_a, a), (term_b, b) = (parts[k] for k in pair)
     type_ = e.result_type(node).with_shape(tuple(sizes[c] for c in kept))
