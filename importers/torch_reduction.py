@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ Rule = Callable[[Call], Any]
 
 
 def _reduce(record: str) -> Rule:
-    def rule(call: Call) -> Any:
+    def rule(call: Call) -> Value | tuple[Value, Value]:
         source = call.value("self")
         rank = len(source.type.shape)
         given = call["dim"]
@@ -30,7 +31,7 @@ def _reduce(record: str) -> Rule:
 def _variance(root: bool, with_mean: bool = False) -> Rule:
     """Mean, difference, square, mean: what the one kernel computes, as its parts."""
 
-    def rule(call: Call) -> Value:
+    def rule(call: Call) -> Value | tuple[Value, Value]:
         source = call.value("self")
         rank = len(source.type.shape)
         given = call["dim"]
@@ -179,7 +180,8 @@ def _pool(record: str) -> Rule:
 
 def _spatial(call: Call) -> int:
     """Number of pooled dims, from the operator's name (max_pool2d)."""
-    return int(str(call.node.target).split("d.", 1)[0][-1])
+    found = re.search(r"(\d)d", str(call.node.target))
+    return int(found[1]) if found else 1
 
 
 def _list(given: Any) -> list[Any]:
@@ -258,6 +260,7 @@ RULES: Mapping[str, Rule] = {
     "aten.amin": _reduce("reduce_min"),
     "aten.any": _reduce("reduce_max"),
     "aten.all": _reduce("reduce_min"),
+    "aten._is_all_true": _reduce("reduce_min"),
     "aten.var": _variance(root=False),
     "aten.var_mean": _variance(root=False, with_mean=True),
     "aten.std": _variance(root=True),

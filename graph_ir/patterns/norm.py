@@ -51,7 +51,7 @@ _CENTRED = Apply("sub", _X, _mean(_X))
 
 def _normalized(term: Term) -> Term:
     """A tensor over the root of its mean square, the tensor perhaps weighted before."""
-    spread = Apply("add", _mean(square(term)), _EPS)
+    spread: Term = Apply("add", _mean(square(term)), _EPS)
     if term is _CENTRED:
         # The mean of squares without the square of the mean.
         variance = Apply("sub", _mean(square(_X)), square(_mean(_X)))
@@ -158,7 +158,27 @@ def _narrowed(match: Match, r: Replacement) -> bool:
     return _again(r, norm, list(norm.inputs))
 
 
+def _kept_dims(match: Match, r: Replacement) -> bool:
+    """Dims of size 1 put back behind a reduction."""
+    node = match.nodes["reduction"]
+    (x,) = node.inputs
+    axes = tuple(
+        axis % len(x.type.shape) for axis in node.attrs.get("axes", range(len(x.type.shape)))
+    )
+    kept = tuple(1 if i in axes else n for i, n in enumerate(x.type.shape))
+    if node.attrs.get("keepdims") or "equation" in node.attrs:
+        return False
+    if r.root.outputs[0].type.shape != kept or r.root.outputs[0].type.elements == 1:
+        return False
+    return r.finish(node.op, [x], {**node.attrs, "axes": axes, "keepdims": True})
+
+
 PATTERNS = (
+    Pattern(
+        "reduction that keeps its dims",
+        Apply("reshape", Apply("reduce_mean reduce_sum reduce_max", name="reduction")),
+        _kept_dims,
+    ),
     Pattern(
         "mean as a sum",
         Either(

@@ -87,8 +87,9 @@ def layer_norm_weighted_first(m: Maker) -> Value:
 
 def rms_norm_of_sum(m: Maker, how: str) -> Value:
     x = m.weight(2, 3, 8)
-    total = m.reduce("sum", m.mul(x, x))
-    mean = m.div(total, 8.0) if how == "div" else m.mul(total, 0.125)
+    total = m.reduce("sum", m.mul(x, x), keepdims=how != "flat")
+    total = m.reshape(total, 2, 3, 1) if how == "flat" else total
+    mean = m.mul(total, 0.125) if how == "mul" else m.div(total, 8.0)
     return m.mul(m.mul(x, m.rsqrt(m.add(mean, 1e-3))), m.weight(8))
 
 
@@ -405,7 +406,7 @@ CASES = [
     Case("layer_norm-squares", layer_norm_by_squares, "layer_norm"),
     Case("layer_norm-weighted-first", layer_norm_weighted_first, "layer_norm"),
     *(Case(f"rms_norm-sum-{h}", partial(rms_norm_of_sum, how=h), "rms_norm") for h in
-      ("div", "mul")),
+      ("div", "mul", "flat")),
     *(Case(f"silu-{h}", partial(silu, how=h), "silu") for h in ("steep", "quotient", "product")),
     Case("softplus-far", softplus_far, "softplus"),
     *(Case(f"hardsigmoid-{s}", partial(hard_sigmoid, shift=s), "hardsigmoid") for s in
