@@ -183,7 +183,7 @@ class Cutter:
             )
             for i, own in enumerate(held)
         ]
-        received = self._transfers(held, [b.wanted for b in builders])
+        received = self._transfers(builders)
         known: dict[tuple[object, ...], Stage] = {}
         result = []
         for i, builder in enumerate(builders):
@@ -263,30 +263,27 @@ class Cutter:
                     found[value].add(self.cells.group_of[node])
         return found
 
-    def _transfers(
-        self, held: Sequence[dict[Group, Held]], wanted: Sequence[Sequence[Wanted]]
-    ) -> list[list[Transfer]]:
+    def _transfers(self, builders: Sequence[StageBuilder]) -> list[list[Transfer]]:
         """What each stage receives: every wanted value from the nearest stage upstream that has it.
 
         A stage that receives a value passes it on to the next one that wants it.
         """
         readers: dict[Wanted, list[int]] = {}
-        for stage, values in enumerate(wanted):
-            for key in values:
+        for stage, builder in enumerate(builders):
+            for key in builder.wanted:
                 readers.setdefault(key, []).append(stage)
         sources: dict[tuple[Wanted, int], int] = {}
         for key, stages in readers.items():
             value, during = key
-            group = self.cells.group_of[self.graph.producers[value]]
-            have = [i for i, own in enumerate(held) if group in own]
+            have = [i for i, builder in enumerate(builders) if value in builder.made]
             for stage in stages if during == "forward" else reversed(stages):
                 upstream = [i for i in have if i != stage and (i < stage) == (during == "forward")]
                 others = upstream or [i for i in have if i != stage]
                 sources[key, stage] = min(others, key=lambda i: abs(i - stage))
                 have.append(stage)
         return [
-            [self._transfer(key, sources[key, stage], stage) for key in values]
-            for stage, values in enumerate(wanted)
+            [self._transfer(key, sources[key, stage], stage) for key in builder.wanted]
+            for stage, builder in enumerate(builders)
         ]
 
     def _transfer(self, key: Wanted, source: int, target: int) -> Transfer:

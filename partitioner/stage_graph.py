@@ -75,7 +75,20 @@ class StageBuilder:
         self.summed = {t for e, _ in exchanges for t in e.weight.terms}
         self.names: dict[str, str] = {}
         """What nodes of repeated layers are called here, by their names in the whole graph."""
-        self.kept = [n for n in self.graph.nodes if cells.group_of[n] in held and n not in apart]
+        self.entries = {c.initial for b in self.graph.blocks for c in b.carries}
+        self.kept = [n for n in self.graph.nodes if self._holds(n) and n not in apart]
+        self.made = {v for n in self.kept for v in n.outputs}
+
+    def _holds(self, node: Node) -> bool:
+        """Whether a node, or repetitions of it, belong to the stage."""
+        group = self.cells.group_of[node]
+        held = self.held.get(group)
+        if held is None:
+            return False
+        if group.count == 1 or node.count > 1 or node in self.graph.block_of:
+            return True
+        # Beside a repeated layer's backward pass: what it begins with, or what is made of its result.
+        return held.last if self.entries.intersection(node.outputs) else held.first
 
     def _holds_end(self, node: Node) -> bool:
         """Whether the stage holds the repetition whose result is what the block leaves behind."""
@@ -94,7 +107,7 @@ class StageBuilder:
         producer = self.graph.producers.get(value)
         if producer is None:
             return True
-        if self.cells.group_of[producer] not in self.held:
+        if value not in self.made:
             return False
         same = self.graph.block_of.get(producer) is self.graph.block_of.get(reader)
         # What a forward repetition saved is read by its own backward repetition.
@@ -180,8 +193,7 @@ class StageBuilder:
         if not turned:
             nodes += self._send(sent, rename, known, "forward")
         nodes += self._send(sent, rename, known, "backward")
-        for exchange in self.exchanges:
-            nodes += self._exchanged(exchange, rename)
+        nodes += self._exchanged(rename)
         nodes += optimizer
         read = {v for n in nodes for v in n.inputs} | {c.initial for b in blocks for c in b.carries}
         inputs = tuple(
@@ -211,37 +223,45 @@ class StageBuilder:
                 )
         return nodes
 
-    def _exchanged(self, exchange: Exchange, rename: dict[Value, Value]) -> list[Node]:
-        """Sums up the stage's terms of a shared weight's gradient, then those of all stages."""
-        weight = exchange.weight
-        terms = [rename[t] for t in weight.terms if t in rename]
-        name = f"{weight.parameter.name}.grad"
-        like = replace(weight.tail[-1], attrs={}, phase="backward", instances=())
-        nodes = []
-        own = terms[0]
-        for i, term in enumerate(terms[1:]):
-            label = f"{name}.accumulate.{i}"
-            total = replace(weight.total, name=label)
-            nodes.append(replace(like, name=label, op="add", inputs=(own, term), outputs=(total,)))
-            own = total
-        label = f"{name}.all_reduce.{exchange.group['axis']}"
-        total = replace(weight.total, name=label)
-        nodes.append(
-            replace(
-                like,
-                name=label,
-                op="all_reduce",
-                inputs=(own,),
-                outputs=(total,),
-                attrs={**exchange.group, "during": "backward"},
-                phase="communication",
+    def _exchanged(self, rename: dict[Value, Value]) -> list[Node]:
+        """Sums up the stage's terms of shared weights' gradients, then those of all stages; updates."""
+        sums: list[Node] = []
+        exchanges: list[Node] = []
+        rest: list[Node] = []
+        for exchange in self.exchanges:
+            weight = exchange.weight
+            *_, update = weight.tail
+            like = replace(update, attrs={}, phase="backward")
+            own, *others = (rename[t] for t in weight.terms if t in rename)
+            for i, term in enumerate(others):
+                name = f"{weight.parameter.name}.grad.accumulate.{i}"
+                total = replace(weight.total, name=name, count=1)
+                sums.append(
+                    replace(like, name=name, op="add", inputs=(own, term), outputs=(total,))
+                )
+                own = total
+            name = f"{weight.parameter.name}.grad.all_reduce.{exchange.group['axis']}"
+            total = replace(weight.total, name=name, count=1)
+            group = {**exchange.group, "during": "backward"}
+            exchanges.append(
+                replace(
+                    like,
+                    name=name,
+                    op="all_reduce",
+                    inputs=(own,),
+                    outputs=(total,),
+                    attrs=group,
+                    phase="communication",
+                )
             )
-        )
-        for node in weight.tail:
-            inputs = tuple(total if v is weight.total else v for v in node.inputs)
-            nodes.append(replace(node, inputs=inputs))
-            rename.update((v, v) for v in node.outputs)
-        return nodes
+            for node in weight.tail:
+                inputs = tuple(
+                    total if v is weight.total else rename.get(v, v) for v in node.inputs
+                )
+                rest.append(replace(node, inputs=inputs))
+                rename.update((v, v) for v in node.outputs)
+        # Collectives before updates, so that they can be joined into one message.
+        return [*sums, *exchanges, *sorted(rest, key=lambda n: n.phase == "optimizer")]
 
     def _free_nodes(self) -> list[Node]:
         """Nodes that compute data-free values which this stage reads, wherever they stood."""
@@ -271,7 +291,8 @@ class StageBuilder:
     ) -> Value:
         if carry.result in self.summed or not self._holds_start(block):
             return received[carry.result]
-        if carry.initial in received:
+        near = replace(self.graph.nodes[block.start], count=1)
+        if carry.initial in received and not self._available(carry.initial, near):
             return received[carry.initial]
         return rename.get(carry.initial, carry.initial)
 
