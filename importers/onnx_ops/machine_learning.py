@@ -9,8 +9,9 @@ import numpy as np
 
 from graph_ir.graph import Value
 from graph_ir.tensor_type import DType, TensorType
+from importers.onnx_ops.elementwise import same_as_first
 from importers.onnx_ops.emitter import Emitter, required, rule
-from importers.onnx_values import OnnxNode
+from importers.onnx_values import OnnxNode, dtype_of
 
 ML = "ai.onnx.ml"
 
@@ -93,12 +94,40 @@ def _classifier_types(node: OnnxNode) -> Sequence[TensorType | None]:
 def _regressor_types(node: OnnxNode) -> Sequence[TensorType | None]:
     x = required(node, 0).type
     rows = x.shape[0] if len(x.shape) > 1 else 1
-    return [TensorType((rows, node.attributes.get("n_targets", 1)), DType.FLOAT32)]
+    # Trees and linear models name their number of targets differently.
+    targets = node.attributes.get("n_targets") or node.attributes.get("targets") or 1
+    return [TensorType((rows, targets), DType.FLOAT32)]
 
 
 def _same_shape(node: OnnxNode) -> Sequence[TensorType | None]:
     x = required(node, 0).type
     return [x.with_dtype(DType.FLOAT32 if x.dtype.is_float else x.dtype)]
+
+
+def _as_floats(node: OnnxNode) -> Sequence[TensorType | None]:
+    return [required(node, 0).type.with_dtype(DType.FLOAT32)]
+
+
+def _vectorizer_types(node: OnnxNode) -> Sequence[TensorType | None]:
+    """Features of all operands side by side."""
+    rows = required(node, 0).shape[:1] if len(required(node, 0).shape) > 1 else (1,)
+    widths = node.attributes.get("inputdimensions") or [
+        v.shape[-1] if v.shape else 1 for v in node.inputs if v is not None
+    ]
+    return [TensorType((*rows, sum(widths)), DType.FLOAT32)]
+
+
+def _label_types(node: OnnxNode) -> Sequence[TensorType | None]:
+    """A label for each label, of the type that the attributes give them in."""
+    x, kinds = required(node, 0).type, ("values_strings", "values_int64s", "values_floats")
+    found = next((k for k in kinds if node.attributes.get(k)), None)
+    table = node.attributes.get("values_tensor")
+    if table is not None:
+        return [x.with_dtype(dtype_of(table.data_type))]
+    if found is None:
+        # Before version 2 a list of strings numbered them.
+        return [x.with_dtype(DType.INT64 if x.dtype is DType.STRING else DType.STRING)]
+    return [x.with_dtype((DType.STRING, DType.INT64, DType.FLOAT32)[kinds.index(found)])]
 
 
 TYPE_RULES: Mapping[tuple[str, str], Callable[[OnnxNode], Sequence[Any]]] = {
@@ -108,6 +137,11 @@ TYPE_RULES: Mapping[tuple[str, str], Callable[[OnnxNode], Sequence[Any]]] = {
     (ML, "TreeEnsembleRegressor"): _regressor_types,
     (ML, "SVMRegressor"): _regressor_types,
     (ML, "LinearRegressor"): _regressor_types,
+    (ML, "FeatureVectorizer"): _vectorizer_types,
+    (ML, "LabelEncoder"): _label_types,
+    (ML, "Imputer"): same_as_first,
+    (ML, "Normalizer"): _as_floats,
+    (ML, "Scaler"): _as_floats,
     (ML, "ZipMap"): _same_shape,
     (ML, "CastMap"): _same_shape,
 }

@@ -86,7 +86,7 @@ def node_model(tmp_path):
         )
         graph = onnx.helper.make_graph([node], "g", inputs, infos, initializer=weights)
         imports = [
-            onnx.helper.make_opsetid(d, opset if d == "" else 1)
+            onnx.helper.make_opsetid(d, {"": opset, "ai.onnx.ml": 3}.get(d, 1))
             for d in dict.fromkeys(("", "com.microsoft", domain))
         ]
         path = tmp_path / "node.onnx"
