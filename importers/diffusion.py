@@ -116,10 +116,11 @@ def _build(torch: Any, diffusers: Any, content: Mapping[str, Any], name: str, dt
             f"config {name}: diffusers {diffusers.__version__} has no model class {class_name!r}; "
             f"{did_you_mean(class_name, known)}"
         )
+    model_class: Any = kind
     own = {k: v for k, v in content.items() if not k.startswith("_")}
     try:
         with torch.device("meta"):
-            return kind.from_config(own).to(getattr(torch, dtype)).eval()
+            return model_class.from_config(own).to(getattr(torch, dtype)).eval()
     except Exception as error:  # diffusers raises anything on a config that does not fit the class
         text = " ".join(str(error).split())[:240]
         raise OpboundError(

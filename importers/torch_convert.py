@@ -84,8 +84,9 @@ class Converter:
             autocast_operands(call)
         result = rule(call) if rule is not None else self._decompose(call)
         self._follow_layout(node)
-        if target._schema.is_mutable and not str(target).endswith(".out"):
-            self._write(self.argument_nodes(node)["self"], result, call)
+        given = self.argument_nodes(node)
+        if target._schema.is_mutable and "self" in given and not str(target).endswith(".out"):
+            self._write(given["self"], result, call)
         return result
 
     def _special(self, module: Any, node: Any) -> Any:
@@ -152,8 +153,27 @@ class Converter:
             )
         self.unknown.append(str(node.target))
         inputs = [self.materialize(v, node) for v in flat(call.args.values()) if is_tensor(v)]
-        results = call.emit("unknown", inputs, attrs={"frontend_type": str(node.target)})
-        return results if isinstance(node.meta.get("val"), tuple | list) else results[0]
+        attrs = {"frontend_type": str(node.target)}
+        written = self._written_arguments(node)
+        types = [*call.types, *(self.type_of(n.meta["val"], n) for n in written)]
+        if not types:
+            # A check or a number read back: nothing in the graph depends on it.
+            return None
+        results = call.emit("unknown", inputs, types, attrs)
+        own = results[: len(call.types)]
+        for target, value in zip(written, results[len(own) :], strict=True):
+            self._write(target, value, call)
+        return own if isinstance(node.meta.get("val"), tuple | list) else next(iter(own), None)
+
+    def _written_arguments(self, node: Any) -> list[Any]:
+        """The fx nodes of tensors that a custom operator writes to; aten's own return what they write."""
+        if node.target.namespace == "aten":
+            return []
+        given = self.argument_nodes(node)
+        schema = node.target._schema.arguments
+        names = [a.name for a in schema if a.alias_info is not None and a.alias_info.is_write]
+        found = [given[n] for n in names if n in given]
+        return [n for n in found if hasattr(n, "all_input_nodes")]
 
     def _fold(self, node: Any) -> Any:
         """A call that reads no input of the model: its result is a constant, computed if it is small."""

@@ -48,9 +48,9 @@ def import_torch(
             torch, model, options, name or "program", source or "live", digest, importer
         )
     if not isinstance(model, torch.nn.Module):
+        what = f"factory {source!r} returned" if source else "cannot import"
         raise OpboundError(
-            f"cannot import a {type(model).__name__}: give a torch.nn.Module, an "
-            f"ExportedProgram, or the path of "
+            f"{what} a {type(model).__name__}: give a torch.nn.Module, an ExportedProgram, or the path of "
             f"an .onnx or .pt2 file"
         )
     if isinstance(model, torch.jit.ScriptModule):
@@ -231,14 +231,14 @@ def _call_factory(text: str) -> tuple[Any, Any]:
         raise OpboundError(
             f"module {module_name!r} has no {attribute!r} (model {text!r})"
         ) from error
-    except Exception as error:  # the user's own code may raise anything, also while it is imported
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything, also here
         raise OpboundError(
             f"importing {module_name!r} for model {text!r} failed: {type(error).__name__}: {error}"
         ) from error
     is_module = hasattr(found, "parameters") and not isinstance(found, type)
     try:
         made = found if is_module or not callable(found) else found()
-    except Exception as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise OpboundError(f"factory {text!r} failed: {type(error).__name__}: {error}") from error
     if isinstance(made, tuple) and len(made) == 2:
         return made

@@ -41,8 +41,10 @@ def _padded_index(size: int, before: int, after: int, mode: str) -> Any:
     """Which element each position of a padded axis repeats."""
     import numpy as np
 
+    kept = np.arange(size)[max(-before, 0) : size - max(-after, 0)]
+    before, after = max(before, 0), max(after, 0)
     names = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-    return np.pad(np.arange(size), (before, after), mode=names[mode])  # type: ignore[call-overload]
+    return np.pad(kept, (before, after), mode=names[mode])  # type: ignore[call-overload]
 
 
 def _triangle(keep_lower: bool) -> Rule:
@@ -135,15 +137,27 @@ def _masked_scatter(call: Call) -> Value:
 
 
 def _as_strided(call: Call) -> Value:
-    """Any strides over a tensor in memory order: each element is looked up by a constant index."""
+    """Any strides over a tensor without gaps: each element is looked up by a constant index."""
     import numpy as np
 
     source = call.value("self")
     size, stride = tuple(call["size"]), tuple(call["stride"])
     start = int(call["storage_offset"] or 0)
-    if not call.layout().is_contiguous():
+    layout = call.layout()
+    if not layout.is_contiguous():
+        perm = tuple(sorted(range(layout.ndim), key=lambda axis: -layout.stride(axis)))
+        layout = layout.permute(perm)
+        shape = tuple(source.type.shape[axis] for axis in perm)
+        (source,) = call.emit(
+            "transpose",
+            [source],
+            [source.type.with_shape(shape)],
+            {"perm": perm, "view": True},
+            "memory_order",
+        )
+    if not layout.is_contiguous():
         raise UnknownOperatorError(
-            f"{call.node.name}: as_strided of a tensor out of memory order has no rule: add it to "
+            f"{call.node.name}: as_strided of a tensor with gaps has no rule: add it to "
             f"_as_strided in importers/torch_lookup.py"
         )
     index = np.full(size, start, dtype=np.int64)

@@ -213,7 +213,7 @@ def _roll(call: Call) -> Value:
     for shift, dim in zip(shifts, axes, strict=True):
         axis = dim % len(value.type.shape)
         size = value.type.shape[axis]
-        cut = -shift % size
+        cut = -shift % max(size, 1)
         if not cut:
             continue
         tail = slice_value(call, value, axis, cut, size - cut, suffix="tail")

@@ -29,7 +29,8 @@ def natural_rule(target: Any) -> Rule | None:
     if torch.Tag.pointwise in target.tags and len(schema.returns) == 1:
         return _pointwise
     shares = [a.alias_info for a in (*schema.arguments[:1], *schema.returns)]
-    if len(shares) == 2 and all(s is not None and not s.is_write for s in shares):
+    single = "[]" not in str(schema.returns[0].type) if schema.returns else False
+    if single and len(shares) == 2 and all(s is not None and not s.is_write for s in shares):
         return _view
     return None
 
@@ -46,8 +47,9 @@ def _view(call: Call) -> Any:
     """Any other view: where its elements lie is found by viewing their numbers, and looked up."""
     import torch
 
-    source = call.value("self")
-    own = call.argument_node("self").meta["val"]
+    first = call.node.target._schema.arguments[0].name
+    source = call.value(first)
+    own = call.argument_node(first).meta["val"]
     if call.type.elements == source.type.elements and _same_order(call, own):
         return call.one("reshape", [source], view=True)
     if own.is_complex() != call.node.meta["val"].is_complex():
@@ -59,7 +61,7 @@ def _view(call: Call) -> Any:
         return call.converter.unknown_call(call)
     numbers = torch.arange(source.type.elements).reshape(source.type.shape)
     node = call.node
-    named = {a.name: call[a.name] for a in node.target._schema.arguments if a.name != "self"}
+    named = {a.name: call[a.name] for a in node.target._schema.arguments if a.name != first}
     shown = node.target(numbers, **named)
     line = as_shape(call, source, (source.type.elements,), "line")
     index = call.constant(shown.contiguous().numpy(), DType.INT64)

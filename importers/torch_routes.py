@@ -66,6 +66,9 @@ def import_module(
         why = f"torch.export could not take it ({str(refused)[:160]}): it was run on meta tensors"
         return imported(traced, "run-time trace", [*notes, why, *traced.notes])
     except OpboundError as error:
+        if str(error).rpartition("Error: ")[2] in str(refused):
+            # What is wrong with the model or the options is so on every route.
+            raise refused from error
         raise type(refused)(f"{refused}; and {error}") from error
 
 

@@ -82,7 +82,7 @@ def test_factory(factories, factory):
     [
         ("bare", "needs example inputs"),
         ("broken", "RuntimeError: no such luck"),
-        ("number", "cannot import a int"),
+        ("number", "returned a int"),
         ("absent", "has no 'absent'"),
     ],
 )

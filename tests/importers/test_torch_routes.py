@@ -74,3 +74,103 @@ def test_what_no_route_can_take_is_one_line():
     with pytest.raises(OpboundError, match=r"torch\.export.*run time") as caught:
         importers.load(Branches(), example_inputs=(torch.randn(3),))
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_wrong_on_every_route_is_said_once():
+    with pytest.raises(OpboundError) as caught:
+        importers.load(nn.Linear(3, 3), example_inputs=(torch.randn(2, 5),))
+    assert "run time" not in str(caught.value)
+    with pytest.raises(OpboundError) as caught:
+        importers.load(nn.Linear(3, 3), example_inputs=(torch.randn(2, 3),), dtype="int8")
+    assert str(caught.value).count("int8") == 1
+
+
+FACTORIES = {
+    "raising": ("raise ValueError('two\\nlines')", "failed: ValueError"),
+    "leaving": ("raise SystemExit(3)", "failed: SystemExit"),
+    "wrong": ("return {'a': 1}", "returned a dict"),
+    "nothing": ("return None", "returned a NoneType"),
+    "alone": ("from torch import nn; return nn.Linear(3, 3)", "needs example inputs"),
+}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_factories_that_give_no_model(name, tmp_path, monkeypatch):
+    body, says = FACTORIES[name]
+    (tmp_path / f"factory_{name}.py").write_text(f"def build():\n    {body}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(OpboundError, match=says):
+        importers.load(f"factory_{name}:build")
+
+
+USERS_MODULE = """
+import torch
+from graph_ir.op_def import OpDef, register
+
+# s: tokens, k: width, h: hidden width; both products, whatever the kernel does in between.
+register(
+    OpDef(
+        "gated_hidden",
+        "contraction",
+        "... s k, h k -> ... s h",
+    )
+)
+
+
+@torch.library.custom_op("mylib::gated_hidden", mutates_args=())
+def gated_hidden(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return torch.relu(x @ weight.T)
+
+
+@gated_hidden.register_fake
+def _(x, weight):
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+class Layer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(96, 32))
+
+    def forward(self, x):
+        return gated_hidden(x, self.weight) * 2
+
+
+def build():
+    return Layer(), (torch.randn(4, 10, 32),)
+"""
+
+
+def test_a_custom_operator_is_priced_by_the_record_that_the_users_module_registers(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "users_module.py").write_text(USERS_MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    graph = importers.load("users_module:build").graph
+    own, scaled = graph.nodes
+    assert (own.op, own.flops) == ("gated_hidden", 2 * 4 * 10 * 32 * 96)
+    assert own.equation.gemm is not None
+    assert scaled.op == "mul"
+
+
+def test_a_custom_operator_that_writes_to_its_argument_is_followed():
+    @torch.library.custom_op("opbound_test::into", mutates_args=("out",))
+    def into(x: torch.Tensor, out: torch.Tensor) -> None:
+        out.copy_(x)
+
+    @into.register_fake
+    def _(x, out):
+        return None
+
+    class Writes(nn.Module):
+        def forward(self, x):
+            out = torch.empty_like(x)
+            into(x, out)
+            return out * 2
+
+    x = torch.randn(5, 6)
+    graph = importers.load(Writes(), example_inputs=(x,), allow_unknown=True).graph
+    own, after = graph.nodes
+    assert (own.op, after.op) == ("unknown", "mul")
+    assert after.inputs[0] is own.outputs[0]
+    assert own.bytes_read == 2 * x.nbytes
