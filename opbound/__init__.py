@@ -69,7 +69,8 @@ def analyze(
         values: what tensors hold on which shapes depend, by name.
         input_shapes: shapes of inputs, by name.
         dtype: replaces the model's floating-point dtypes, for example `bf16`.
-        parallel: sizes of the mesh axes, as `"dp=2,tp=8,pp=4"` or as a mapping.
+        parallel: sizes of the mesh axes, as `"dp=2,tp=8,pp=4"` or as a mapping; `"auto:64"` searches the
+            fastest strategy for 64 devices.
         sequence_parallel: shard the sequence where tensor parallelism does not.
         zero: ZeRO stage, 0 to 3: what data parallelism shards of the training state.
         microbatch: samples of one micro-batch on one data-parallel rank.
@@ -90,8 +91,12 @@ def analyze(
             line that says what, where and what to do.
     """
     from opbound.analysis import run
-    from opbound.options import Options, parse_parallel
+    from opbound.options import Options, parallel_options
 
+    if parallel is None or isinstance(parallel, str):
+        sizes, auto = parallel_options(parallel)
+    else:
+        sizes, auto = dict(parallel), None
     options = Options(
         hardware=str(hardware),
         mode=mode,
@@ -105,7 +110,8 @@ def analyze(
         values=dict(values or {}),
         input_shapes=dict(input_shapes or {}),
         dtype=dtype,
-        parallel=parse_parallel(parallel) if isinstance(parallel, str) else dict(parallel or {}),
+        parallel=sizes,
+        auto=auto,
         sequence_parallel=sequence_parallel,
         zero=zero,
         microbatch=microbatch,

@@ -6,10 +6,12 @@ from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from graph_ir.errors import OpboundError
 from opbound._version import __version__
 from opbound.experts import routing_notes
 from opbound.memory_line import memory_profile
 from opbound.options import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS, Options
+from opbound.pipeline_ranks import pipeline_ranks
 from opbound.pricing import PricedStep, price_step
 from opbound.timeline_events import timeline_events
 from opbound.workload import workload_of
@@ -40,6 +42,11 @@ def run(
     Raises:
         OpboundError: if the model, the hardware or an option cannot be used.
     """
+    if options.auto is not None:
+        from opbound.auto import AutoSearch
+
+        plain = replace(options, auto=None)
+        return AutoSearch(model, plain, options.auto, example_inputs, progress).run()
     return Analysis(model, options, example_inputs, progress).report()
 
 
@@ -71,6 +78,8 @@ class Analysis:
         from costing.hardware_file import load_hardware
         from costing.node_cost import NodePricer
 
+        if options.auto is not None:
+            raise OpboundError("--parallel auto only goes with analyze: name the mesh axes here")
         # The cheap input first: a misspelt device is found before a model is traced.
         self.hardware = hardware or load_hardware(options.hardware)
         self.imports = {} if imports is None else imports
@@ -88,7 +97,7 @@ class Analysis:
     def step(self) -> Report:
         """One step of inference or training."""
         imported = self.imported(self.options.mode, self.options.sequence)
-        step = self._price(imported)
+        step = self.price(imported)
         times = StepTimes(
             step_time_s=step.cost.step_time_s,
             exposed_communication_s=step.cost.exposed_communication_s,
@@ -96,7 +105,7 @@ class Analysis:
         )
         memory = step.memory_by_kind_bytes
         events = timeline_events(step.cost)
-        return self._report(
+        report = self._report(
             replace(imported, graph=step.forward),
             step.rows(),
             times,
@@ -106,13 +115,14 @@ class Analysis:
             step.time_without,
             memory_profile(step.cost),
         )
+        return replace(report, pipeline=pipeline_ranks(step))
 
     def generation(self) -> Report:
         """One prefill, then decode steps."""
         prompt, new, past = self.generated_tokens()
         imported = self.imported("prefill", prompt)
-        prefill = self._price(imported)
-        decode = self._price(self.imported("decode", prompt, past))
+        prefill = self.price(imported)
+        decode = self.price(self.imported("decode", prompt, past))
         times = _generation_times(prefill, decode, new)
         # The cache is allocated for all tokens at the start, as inference servers do: the middle
         # step's, stretched to that length.
@@ -167,7 +177,8 @@ class Analysis:
         self.imports[key] = found
         return found
 
-    def _price(self, imported: ImportedModel) -> PricedStep:
+    def price(self, imported: ImportedModel) -> PricedStep:
+        """Prices one step of an imported model."""
         return price_step(
             imported.graph,
             self.options,

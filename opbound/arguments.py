@@ -19,7 +19,7 @@ from opbound.options import (
     ZERO_STAGES,
     Options,
     parse_dim,
-    parse_parallel,
+    parallel_options,
     parse_stages,
 )
 from opbound.parser import Parser
@@ -191,7 +191,8 @@ def _add_strategy(parser: argparse.ArgumentParser) -> None:
         "--parallel",
         metavar="dp=2,tp=8,pp=4",
         help="data (dp), tensor (tp), pipeline (pp), context (cp) and expert (ep) parallelism; "
-        "an axis not named has size 1",
+        "an axis not named has size 1; over auto=N the split is searched axis by axis; auto or "
+        "auto:64 (devices) searches the whole strategy",
     )
     group.add_argument(
         "--sequence-parallel",
@@ -261,7 +262,9 @@ def _add_execution(group: argparse._ArgumentGroup) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--format", choices=REPORT_FORMATS, default="table", help="default: %(default)s")
+    group.add_argument(
+        "--format", choices=REPORT_FORMATS, default="table", help="default: %(default)s"
+    )
     add_file(group)
     add_row_options(group)
     _add_rows(group, "one row per operator")
@@ -319,6 +322,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         name, size = parse_dim(text)
         if dims.setdefault(name, size) != size:
             raise OpboundError(f"--dim {name} is given twice, as {dims[name]} and as {size}")
+    parallel, auto = parallel_options(arguments.parallel)
     return Options(
         hardware=arguments.hardware,
         mode=arguments.mode,
@@ -328,7 +332,8 @@ def options_of(arguments: argparse.Namespace) -> Options:
         sequence=arguments.sequence,
         dims=dims,
         dtype=arguments.dtype,
-        parallel=parse_parallel(arguments.parallel) if arguments.parallel is not None else {},
+        parallel=parallel,
+        auto=auto,
         sequence_parallel=arguments.sequence_parallel,
         zero=arguments.zero,
         microbatch=arguments.microbatch,

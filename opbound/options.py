@@ -59,6 +59,8 @@ class Options:
     """Replaces the model's floating-point dtypes, for example bf16."""
     parallel: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     """Size of each mesh axis: dp, tp, pp. An axis that is not named has size 1."""
+    auto: int | None = None
+    """Devices for which the fastest strategy is searched, 0: those of one node; None: no search."""
     sequence_parallel: bool = False
     zero: int = 0
     microbatch: int | None = None
@@ -100,6 +102,8 @@ class Options:
                 f"at least the mean, so give 1 or more"
             )
         check_schedule(self.schedule)
+        if self.auto is not None and self.parallel:
+            raise OpboundError("parallel is given both as auto and as sizes: leave one of them out")
         if (self.stages or self.balance != "time") and self.parallel.get("pp", 1) == 1:
             given = "stages" if self.stages else "balance"
             raise OpboundError(f"{given} shares out a pipeline's layers: add pp=N to parallel")
@@ -187,6 +191,20 @@ def parse_parallel(text: str) -> dict[str, int]:
     if not axes:
         raise MeshError("--parallel names no axis: write it as dp=2,tp=8,pp=4")
     return axes
+
+
+def parallel_options(text: str | None) -> tuple[dict[str, int], int | None]:
+    """Reads 'dp=2,tp=8', 'auto' or 'auto:64' into the options `parallel` and `auto`.
+
+    Raises:
+        MeshError: if it is none of them.
+    """
+    word, colon, devices = (text or "").strip().partition(":")
+    if word != "auto":
+        return ({} if text is None else parse_parallel(text)), None
+    if colon and not re.fullmatch(r"[1-9]\d{0,5}", devices):
+        raise MeshError(f"--parallel {text!r}: write auto, or auto:64 for a number of devices")
+    return {}, int(devices or 0)
 
 
 def check_axis(axis: str, size: object) -> None:

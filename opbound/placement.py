@@ -45,7 +45,9 @@ def parse_place(text: str) -> Request:
         found[key] = value
     devices, seconds = found.get("devices", ""), found.get("seconds", "60")
     if not devices.isdecimal() or int(devices) < 1:
-        raise OpboundError(f"--place {text!r} names no number of devices: write it as --place devices=2")
+        raise OpboundError(
+            f"--place {text!r} names no number of devices: write it as --place devices=2"
+        )
     if not seconds.isdecimal() or int(seconds) < 1:
         raise OpboundError(f"--place: seconds={seconds} is not a positive whole number")
     return Request(int(devices), found.get("method", "exact"), float(seconds))
@@ -116,7 +118,9 @@ def placement_of(analysis: Analysis, forward: Graph, request: Request) -> Placem
     from partitioner.placing import place
 
     options, hardware = analysis.options, analysis.hardware
-    graph = step_graph(executed_graph(forward, options, analysis.progress), options, analysis.progress)
+    graph = step_graph(
+        executed_graph(forward, options, analysis.progress), options, analysis.progress
+    )
     kernels = kernels_of(options.execution)(graph)
     costs = price_graph(graph, hardware, kernels, analysis.pricer)
     analysis.progress("placing the operators")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import TYPE_CHECKING
 
 from graph_ir.errors import OpboundError
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from graph_ir.partitioned import PartitionedGraph
     from partitioner.pipeline_plan import PipelinePlan
     from reports import CostedNode
+
+
+STORED_SHARE = 0.75
+"""Part of a device's memory that the axis `auto` may fill with weights and states; the rest is for what a
+step makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,16 +218,23 @@ def split_step(
     """
     from partitioner.mesh import Mesh
     from partitioner.partition import partition
-    from partitioner.strategy import Strategy
+    from partitioner.strategy import Prices, Strategy
 
     graph = step_graph(forward, options, progress)
     progress("splitting the model over the devices")
+    # The searched axis splits the whole model, before the other axes do.
+    others = prod(options.parallel.get(axis, 1) for axis in ("tp", "ep", "pp"))
+    room_bytes = pricer.hardware.main_memory.capacity_bytes * others
+    prices = Prices(
+        lambda node: pricer.cost(node).time_s, 1 / microbatches, STORED_SHARE * room_bytes
+    )
     strategy = Strategy(
         Mesh(dict(options.parallel)),
         options.sequence_parallel,
         options.zero,
         expert_imbalance=options.expert_imbalance,
         pipeline=_pipeline_plan(options, microbatches, pricer.hardware, bounds),
+        prices=prices,
     )
     return graph, partition(graph, strategy, lambda node: pricer.cost(node).time_s)
 

@@ -112,7 +112,7 @@ class _Reusing(Analysis):
 
     def passes(self) -> tuple[float, float]:
         imported = self.imported(self.options.mode, self.options.sequence)
-        times = self._price(imported).cost.stages[0][0].times
+        times = self.price(imported).cost.stages[0][0].times
         return times.forward.time_s, times.backward.time_s
 
     def imported(

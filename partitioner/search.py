@@ -97,17 +97,18 @@ class Search:
         capacity_bytes = self.prices.capacity_bytes
         byte_s = FREE_BYTE_S
         while True:
-            tables = Tables(self.unknowns, replace(self.prices, byte_s=byte_s))
-            found = self._found(tables)
+            found = self._found(byte_s)
             fits = capacity_bytes is None or found.stored_bytes <= capacity_bytes
             if fits or byte_s > LAST_BYTE_S:
                 break
             byte_s = max(byte_s * 10, FIRST_BYTE_S)
-        return replace(found, axes=self._why(tables, found)) if explain else found
+        return replace(found, axes=self._why(found, byte_s)) if explain else found
 
-    def _found(self, tables: Tables, forbidden: Sequence[Table] = ()) -> Found:
-        answer = least(self.sizes, [*tables.own, *tables.between, *forbidden])
-        plan = self.plan(tables, answer.choice)
+    def _found(self, byte_s: float, forbidden: Sequence[Table] = ()) -> Found:
+        tables = self.tables
+        given = [*tables.own, *tables.between, *tables.stored(byte_s), *forbidden]
+        answer = least(self.sizes, given)
+        plan = self.plan(answer.choice, byte_s)
         parts = self.unknowns.mesh_axis.size
         stored = 0
         for value in self.graph.inputs:
@@ -116,13 +117,13 @@ class Search:
                 share = -(-axis.size // parts) / axis.size if axis else 1.0
                 stored += round(value.type.bytes * value.count * share)
         # Stored bytes have a price, but take no time.
-        cost_s = self.free.cost(answer.choice)
+        cost_s = tables.cost(answer.choice)
         bound_s = cost_s - (answer.cost - answer.bound)
         return Found(plan, cost_s, max(bound_s, 0.0), stored)
 
-    def plan(self, tables: Tables, choice: tuple[int, ...]) -> Plan:
+    def plan(self, choice: tuple[int, ...], byte_s: float = 0.0) -> Plan:
         """The plan of a choice of every unknown."""
-        lies = tables.lies(choice)
+        lies = self.tables.lies(choice, byte_s)
         chosen = {}
         for node, unknown in self.unknowns.of.items():
             i = self.unknowns.index[unknown]
@@ -134,11 +135,11 @@ class Search:
         return Plan(mesh_axis, used, batch=batch, chosen=chosen, lies=lies)
 
     @cached_property
-    def free(self) -> Tables:
-        """The tables with bytes for free: what plans take in time."""
-        return Tables(self.unknowns, replace(self.prices, byte_s=0.0))
+    def tables(self) -> Tables:
+        """What every plan costs."""
+        return Tables(self.unknowns, self.prices)
 
-    def _why(self, tables: Tables, found: Found) -> tuple[AxisChoice, ...]:
+    def _why(self, found: Found, byte_s: float) -> tuple[AxisChoice, ...]:
         work: dict[Axis, int] = {}
         for i, unknown in enumerate(self.unknowns.all):
             for axis in self.unknowns.options[i]:
@@ -146,9 +147,9 @@ class Search:
                     flops = getattr(unknown, "flops", 0) * getattr(unknown, "count", 1)
                     work[axis] = work.get(axis, 0) + flops
         ordered = sorted(work, key=lambda a: (a not in found.plan.axes, -work[a], a.index))
-        return tuple(self._explained(tables, found, a, work[a]) for a in ordered[:EXPLAINED_AXES])
+        return tuple(self._explained(found, a, work[a], byte_s) for a in ordered[:EXPLAINED_AXES])
 
-    def _explained(self, tables: Tables, found: Found, axis: Axis, flops: int) -> AxisChoice:
+    def _explained(self, found: Found, axis: Axis, flops: int, byte_s: float) -> AxisChoice:
         able = [n for n in self.unknowns.members if axis in self._options(n)]
         split = [n for n in able if found.plan.chosen and found.plan.chosen[n] is axis]
         main = max(able, key=lambda n: n.flops * n.count)
@@ -160,7 +161,7 @@ class Search:
         else:
             i = self.unknowns.index[main]
             forbidden.append(_only(i, [a is axis for a in self.unknowns.options[i]]))
-        other = self._found(tables, forbidden)
+        other = self._found(byte_s, forbidden)
         return AxisChoice(axis, main.name, len(split), len(able), flops, other.cost_s)
 
     def _options(self, unknown: object) -> Sequence[Axis | None]:

@@ -141,28 +141,36 @@ class Tables:
 
     @cached_property
     def between(self) -> list[Table]:
-        """The time of the collectives that stand at every value, stored bytes priced."""
-        readers = self._readers()
-        values = dict.fromkeys([*self.graph.inputs, *readers, *self.graph.producers])
-        return [t for v in values for t in self._value(v, readers.get(v, {}))]
+        """The time of the collectives that stand at every value that the graph makes."""
+        made = [v for v in self._values if v in self._makers]
+        return [t for v in made for t in self._value(v, self._readers.get(v, {}), 0.0)]
 
-    def cost(self, choice: Iterable[int]) -> float:
+    def stored(self, byte_s: float) -> list[Table]:
+        """The time of the collectives at what comes from outside, with a price of each stored byte."""
+        given = [v for v in self._values if v not in self._makers]
+        return [t for v in given for t in self._value(v, self._readers.get(v, {}), byte_s)]
+
+    def cost(self, choice: Iterable[int], byte_s: float = 0.0) -> float:
         """The sum of all tables for a choice of every unknown."""
         picked = list(choice)
-        tables = (*self.own, *self.between)
+        tables = (*self.own, *self.between, *self.stored(byte_s))
         return sum(float(t.cost[tuple(picked[u] for u in t.over)]) for t in tables)
 
-    def lies(self, choice: tuple[int, ...]) -> dict[Value, Axis | None]:
+    def lies(self, choice: tuple[int, ...], byte_s: float = 0.0) -> dict[Value, Axis | None]:
         """Where every value is kept under a choice: along an axis, or whole."""
-        readers = self._readers()
         found: dict[Value, Axis | None] = {}
-        for value in dict.fromkeys([*self.graph.inputs, *readers, *self.graph.producers]):
-            asked = {r for i, per in readers.get(value, {}).items() for r in per[choice[i]]}
-            found[value] = self._kept(value, self._form(value, choice), frozenset(asked))[1].axis
+        for value in self._values:
+            readers = self._readers.get(value, {})
+            asked = frozenset(r for i, per in readers.items() for r in per[choice[i]])
+            found[value] = self._kept(value, self._form(value, choice), asked, byte_s)[1].axis
         for carry in self.unknowns.carries:
             i = self.unknowns.index[carry]
             found[carry.argument] = self.unknowns.options[i][choice[i]]
         return found
+
+    @cached_property
+    def _values(self) -> list[Value]:
+        return list(dict.fromkeys([*self.graph.inputs, *self._readers, *self.graph.producers]))
 
     # --- times ------------------------------------------------------------------------------------------
 
@@ -214,6 +222,7 @@ class Tables:
 
     # --- values -----------------------------------------------------------------------------------------
 
+    @cached_property
     def _readers(self) -> dict[Value, dict[int, list[frozenset[Request]]]]:
         """For each value and each unknown that reads it: what it asks for under each of its options."""
         found: dict[Value, dict[int, list[set[Request]]]] = defaultdict(dict)
@@ -273,7 +282,9 @@ class Tables:
             return None
         return self._made(value, self.unknowns.options[maker][choice[maker]])
 
-    def _value(self, value: Value, readers: dict[int, list[frozenset[Request]]]) -> list[Table]:
+    def _value(
+        self, value: Value, readers: dict[int, list[frozenset[Request]]], byte_s: float
+    ) -> list[Table]:
         maker = self._makers.get(value)
         if maker is None and not readers:
             return []
@@ -288,19 +299,21 @@ class Tables:
             cases.append(list(zip(made, asked, strict=True)))
         distinct = [list(dict.fromkeys(c)) for c in cases]
         if prod(map(len, distinct)) > MAX_CASES and len(readers) > 1:
-            return [t for i in readers for t in self._value(value, {i: readers[i]})]
+            return [t for i in readers for t in self._value(value, {i: readers[i]}, byte_s)]
         small = np.zeros([len(d) for d in distinct])
         for at in itertools.product(*(range(len(d)) for d in distinct)):
             picked = [d[i] for d, i in zip(distinct, at, strict=True)]
             form = next((f for f, _ in picked if f is not None), None)
-            small[at] = self._kept(value, form, frozenset().union(*(r for _, r in picked)))[0]
+            small[at] = self._kept(value, form, frozenset().union(*(r for _, r in picked)), byte_s)[
+                0
+            ]
         if not small.any():
             return []
         places = [[d.index(c) for c in case] for d, case in zip(distinct, cases, strict=True)]
         return [Table(tuple(unknowns), small[np.ix_(*places)])]
 
     def _kept(
-        self, value: Value, made: Placement | None, asked: frozenset[Request]
+        self, value: Value, made: Placement | None, asked: frozenset[Request], byte_s: float
     ) -> tuple[float, Placement]:
         """(seconds, placement) of the cheapest form to keep a value in, for what is asked of it.
 
@@ -314,7 +327,7 @@ class Tables:
         forms = dict.fromkeys([WHOLE, *sorted((r.wanted for r in requests), key=str)])
         if made is None:
             stored = value.kind in ("parameter", "state", "buffer")
-            price = self.prices.byte_s * value.count if stored else 0.0
+            price = byte_s * value.count if stored else 0.0
             return min(
                 (
                     (

@@ -15,7 +15,9 @@ SCHEMA_PATH = Path(__file__).with_name("report.schema.json")
 """The published JSON Schema of a report."""
 
 # Keys that only one mode has: they are left out, not written as null, where they mean nothing.
-_OPTIONAL_KEYS = frozenset({"prefill_time_s", "decode_time_s", "time_per_token_s"})
+_OPTIONAL_KEYS = frozenset(
+    {"prefill_time_s", "decode_time_s", "time_per_token_s", "search", "pipeline"}
+)
 
 
 def to_plain(value: Any) -> Any:

@@ -125,7 +125,13 @@ def _devices(report: PlacementReport) -> Cells:
 
 def _transfers(report: PlacementReport, top: int | None) -> Cells:
     rows = [
-        [plain_text(t.value), str(t.source), str(t.target), bytes_text(t.bytes), time_text(t.time_s)]
+        [
+            plain_text(t.value),
+            str(t.source),
+            str(t.target),
+            bytes_text(t.bytes),
+            time_text(t.time_s),
+        ]
         for t in report.transfers[:top]
     ]
     return Cells(["value", "from", "to", "bytes", "time"], [False, *[True] * 4], rows)
@@ -133,7 +139,13 @@ def _transfers(report: PlacementReport, top: int | None) -> Cells:
 
 def _operators(report: PlacementReport, top: int | None) -> Cells:
     rows = [
-        [plain_text(r.name), plain_text(r.op), str(r.device), time_text(r.start_s), time_text(r.time_s)]
+        [
+            plain_text(r.name),
+            plain_text(r.op),
+            str(r.device),
+            time_text(r.start_s),
+            time_text(r.time_s),
+        ]
         for r in report.operators[:top]
     ]
     return Cells(["operator", "op", "device", "start", "time"], [False, False, *[True] * 3], rows)

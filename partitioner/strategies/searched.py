@@ -33,7 +33,7 @@ def _too_large(found: Found, prices: Prices) -> bool:
 
 
 def _taken_apart(graph: Graph) -> Graph:
-    """The graph with operators decomposed that need an axis of a weight whole: a softmax over a vocabulary."""
+    """The graph without operators that need an axis of a weight whole (a softmax over a vocabulary)."""
     axes = LogicalAxes(graph)
     in_weights = {a for v in graph.parameters for a in axes.all_of(v)}
 

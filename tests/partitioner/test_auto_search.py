@@ -23,7 +23,6 @@ from importers import load  # noqa: E402
 from partitioner.mesh import Mesh, MeshAxis  # noqa: E402
 from partitioner.propagate import split_graph  # noqa: E402
 from partitioner.search import Search  # noqa: E402
-from partitioner.search_tables import Tables  # noqa: E402
 from partitioner.strategies import split_passes  # noqa: E402
 from partitioner.strategies.searched import searched  # noqa: E402
 from partitioner.strategy import Prices, Strategy  # noqa: E402
@@ -55,7 +54,7 @@ def test_cheapest_of_all_plans(shape: tuple[int, int], training: bool) -> None:
     layers = nn.Sequential(nn.Linear(width, 2 * width, bias=False), nn.ReLU())
     layers.append(nn.Linear(2 * width, width, bias=False))
     search = search_of(model(layers, batch, width, training=training), 4)
-    tables = Tables(search.unknowns, search.prices)
+    tables = search.tables
     costs = [tables.cost(c) for c in itertools.product(*map(range, search.sizes))]
     assert len(costs) >= 4 * 3 * 4
     found = search.best()
@@ -80,11 +79,10 @@ def test_any_plan_computes_the_same(name: str) -> None:
     given = numbers(graph)
     expected = one_device(graph, given)
     search = search_of(graph, 2)
-    tables = Tables(search.unknowns, search.prices)
     rng = random.Random(name)
     for _ in range(12):
         choice = tuple(rng.randrange(n) for n in search.sizes)
-        plan = search.plan(tables, choice)
+        plan = search.plan(choice)
         local = split_graph(graph, search.axes, plan)
         run = PartitionedRun(graph, PartitionedGraph((Stage(local, ""),), 2, 2), given)
         assert run.check(expected, {"auto": (2, 1)}, 1e-5) > 0.8 * len(graph.nodes)

@@ -1,6 +1,7 @@
 """The JSON form: its published schema, its keys, and the way back."""
 
 import json
+from dataclasses import replace
 
 import jsonschema
 import pytest
@@ -8,7 +9,15 @@ import pytest
 from graph_ir.errors import OpboundError
 from reports import Report, StepTimes, TimelineEvent
 from reports.json_form import SCHEMA_PATH
-from reports.report import MEMORY_KINDS, PHASES, SCHEMA_VERSION
+from reports.report import (
+    MEMORY_KINDS,
+    PHASES,
+    SCHEMA_VERSION,
+    AxisRow,
+    LeftOut,
+    SearchInfo,
+    StrategyRow,
+)
 
 SCHEMA = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
 EVENT = TimelineEvent(
@@ -22,6 +31,19 @@ EVENT = TimelineEvent(
 )
 GENERATION = StepTimes(
     step_time_s=32e-6, prefill_time_s=12e-6, decode_time_s=20e-6, time_per_token_s=2e-6
+)
+
+
+SEARCH = SearchInfo(
+    devices=8,
+    candidates=3,
+    priced=1,
+    seconds=0.5,
+    rows=(StrategyRow(strategy="tp=8", step_time_s=0.1, peak_bytes=10, fits=True),),
+    left_out=(LeftOut(reason="too large", count=2, example="dp=8"),),
+    axes=(
+        AxisRow(axis="16", chosen=True, nodes=1, candidates=2, flops=3, other_s=0.2, cost_s=0.1),
+    ),
 )
 
 
@@ -46,6 +68,14 @@ def test_a_report_is_valid_and_comes_back_as_it_was(any_report):
     assert again.to_json() == text
 
 
+def test_a_search_comes_back_as_it_was(make_report):
+    report = replace(make_report(), search=SEARCH)
+    jsonschema.validate(json.loads(report.to_json()), SCHEMA)
+    assert Report.from_json(report.to_json()) == report
+    assert "tp=8" in report.to_text()
+    assert "too large" in report.to_markdown()
+
+
 def test_the_schema_names_every_key_and_no_other(make_report):
     """Every key that is written is described: a new field without a description fails here."""
 
@@ -58,6 +88,7 @@ def test_the_schema_names_every_key_and_no_other(make_report):
             check(entry, schema["items"], f"{where}[]")
 
     report = make_report(mode="generation", times=GENERATION, timeline=[EVENT])
+    report = replace(report, search=SEARCH)
     check(report.to_dict(), SCHEMA, "report")
 
 
