@@ -23,7 +23,10 @@ from graph_ir.errors import HardwareError
 
 Array = NDArray[np.float64]
 
-OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send", "recv")
+OPS = (
+    *("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast"),
+    *("collective_permute", "send", "recv"),
+)
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,9 @@ def collective_cost(
     if op in ("send", "recv"):
         # A neighbour in the group: only the link that reaches it is used.
         levels = [Span(levels[-1].link if stride > 1 or size == 2 else levels[0].link, 2)]
+    if op == "collective_permute":
+        # Everyone sends to the next at the same time: the slowest of these links decides.
+        levels = [Span(levels[-1].link, 2)]
     latency, wire, base = zero, zero, zero
     terms: dict[str, Array] = {}
     part = message
@@ -158,7 +164,7 @@ def _ways(op: str, span: Span) -> Iterator[tuple[float, float, Protocol]]:
             # All pairs at once: one step on the wire, but a message to set up per peer.
             pairwise = "pairwise" in span.link.algorithms
             ways = {"pairwise": (n - 1.0, share)} if pairwise else {"ring": (1.0, share)}
-        elif op in ("send", "recv"):
+        elif op in ("collective_permute", "send", "recv"):
             ways = {"ring": (1.0, 1.0)}
         elif op == "broadcast":
             ways = {"ring": (n - 1.0, 1.0), "tree": (1.0 * ceil(log2(n)), 1.0)}

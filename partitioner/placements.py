@@ -140,7 +140,8 @@ class Placements:
         partial: set[Value] = set()
         for node in self.graph.nodes:
             rule = self.rules[node]
-            if rule is not None and rule.partial:
+            # The gradients of keys and values are reduced as they come out of attention: a ring does both.
+            if rule is not None and rule.partial and node.definition.kind != "attention":
                 partial.update(
                     v for v, axis in zip(node.outputs, rule.outputs, strict=True) if axis is None
                 )

@@ -239,7 +239,35 @@ def _gradient(
     return [*results, *[None] * (len(masks) - len(added))]
 
 
+def _merge_equation(
+    inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Mapping[str, Any]
+) -> Equation:
+    full: tuple[Dim, ...] = (("b",), ("h",), ("s",), ("e",))
+    sizes = dict(zip("bhse", inputs[0].shape, strict=True))
+    return Equation((full, full[:3]) * 2, (full, full[:3]), sizes, reduction=None)
+
+
+def _merge(
+    node: Node, output: Array, lse: Array, other: Array, other_lse: Array
+) -> tuple[Array, Array]:
+    top = np.maximum(lse, other_lse)
+    one, two = np.exp(lse - top), np.exp(other_lse - top)
+    total = one + two
+    merged = (output * one[..., None] + other * two[..., None]) / total[..., None]
+    return merged, np.log(total) + top
+
+
 register(
+    # Attention to two sets of keys from the attention to each: output and logarithm of the sums, twice. Per
+    # element out - w (out - other), with a weight per row (Liu et al. 2023, arXiv 2310.01889, section 3).
+    OpDef(
+        "attention_merge",
+        "elementwise",
+        _merge_equation,
+        flops=3,
+        engine="vector",
+        evaluate=_merge,
+    ),
     OpDef(
         "attention",
         "attention",
