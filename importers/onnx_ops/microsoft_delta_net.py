@@ -55,8 +55,10 @@ def gated_delta_net(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
 
 
 def _is_scalar(node: OnnxNode) -> bool:
-    """Whether a head decays as a whole."""
-    return len(required(node, 4).shape) < len(required(node, 0).shape) or node.input(1) is None
+    """Whether a head decays as a whole, or there is no decay."""
+    decay = node.input(4)
+    leading = len(required(node, 0).shape) - (1 if node.input(1) is None else 2)
+    return decay is None or len(decay.shape) == leading + 1
 
 
 def _packed_operands(e: Emitter, node: OnnxNode) -> tuple[Value, Value, Value, int]:

@@ -65,6 +65,22 @@ CASES = {
         6 * B * S * 2 * H * K * V,
         (B * S, 2 * H, V),
     ),
+    "delta net without decay": (
+        MS + "GatedDeltaNet",
+        [
+            ("f", B, S, H, K),
+            ("f", B, S, H, K),
+            ("f", B, S, H, V),
+            None,
+            None,
+            ("f", B, S, H),
+            ("f", B, H, V, K),
+        ],
+        2,
+        {"update_rule": "delta"},
+        6 * B * S * H * K * V,
+        (B, S, H, V),
+    ),
     "causal convolution": (
         MS + "CausalConvWithState",
         [("f", B, K, S), ("f", K, 1, 4), ("f", K), ("f", B, K, 3)],
