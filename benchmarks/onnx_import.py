@@ -2,10 +2,11 @@
 
     python benchmarks/onnx_import.py [--peers PYTHON]
 
-Three files: a real network without weights (light ResNet-50, from onnx's own tests), a generated one of
-100,000 nodes, and one with two gigabytes of weights inside. Whole processes are timed, with their peak
-memory; ratios against the best peer say more than the seconds. PYTHON is an interpreter that has the
-peers, for example of another virtual environment; what is not installed is left out.
+A real network without weights (light ResNet-50, from onnx's own tests), one with two gigabytes of weights
+inside, and generated ones of up to 200,000 nodes: a chain that repeats, and one whose operators follow
+each other at random. Whole processes are timed, with their peak memory; s CPU is what the machine's other
+work does not change, and ratios say more than seconds. PYTHON is an interpreter that has the peers, for
+example of another virtual environment; what is not installed is left out.
 """
 
 from __future__ import annotations
@@ -13,17 +14,23 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import random
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from onnx import TensorProto
 
-NODES = 100_000
+NODES = (25_000, 50_000, 100_000, 200_000)
+PEER_NODES = 25_000
+"""The peers take minutes for larger graphs."""
 WEIGHT_BYTES = 1 << 27
 WEIGHTS = 15
 LIMIT_S = 600
@@ -35,9 +42,9 @@ _ONNXSIM = (
 )
 
 
-def process(*command: str) -> tuple[float, float] | None:
-    """Wall-clock seconds and peak memory in MB, the better of two runs; None if the command fails."""
-    best_s, peak_mb = float("inf"), 0.0
+def process(*command: str) -> tuple[float, float, float] | None:
+    """Seconds by the clock and of the CPU, the better of two runs, and peak memory in MB; None: it fails."""
+    best_s, cpu_s, peak_mb = float("inf"), float("inf"), 0.0
     for _ in range(2):
         start = time.perf_counter()
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -46,9 +53,10 @@ def process(*command: str) -> tuple[float, float] | None:
         if status:
             return None
         best_s, peak_mb = min(best_s, took_s), usage.ru_maxrss / 1e3
+        cpu_s = min(cpu_s, usage.ru_utime + usage.ru_stime)
         if took_s > LIMIT_S / 10:
             break
-    return best_s, peak_mb
+    return best_s, cpu_s, peak_mb
 
 
 def chain(path: Path, nodes: int) -> None:
@@ -67,6 +75,20 @@ def chain(path: Path, nodes: int) -> None:
         made.append(helper.make_node(kind, operands, [f"t{i}"], name=f"layer{i // 4}.{kind}"))
         x = f"t{i}"
     _write(path, made, weights, (8, 64), x)
+
+
+def shuffled(path: Path, nodes: int) -> None:
+    """Writes a model of that many nodes in which nothing repeats for long."""
+    from onnx import helper
+
+    rng = random.Random(0)
+    kinds = ("Relu", "Sigmoid", "Tanh", "Exp", "Neg", "Abs")
+    names = ["x", *(f"t{i}" for i in range(nodes))]
+    made = [
+        helper.make_node(rng.choice(kinds), [names[i]], [names[i + 1]], name=f"node{i}")
+        for i in range(nodes)
+    ]
+    _write(path, made, [], (8, 64), names[-1])
 
 
 def heavy(path: Path) -> None:
@@ -143,30 +165,40 @@ def main() -> None:
             tools.append((name, (peers, "-c", code)))
     spec = importlib.util.find_spec("onnx")
     light = Path(spec.origin).parent / "backend/test/data/light/light_resnet50.onnx"
-    print(f"{'file':<26}{'tool':<12}{'s':>9}{'MB':>8}{'time x':>9}{'memory x':>10}")
+    print(f"{'file':<26}{'tool':<12}{'s':>9}{'s CPU':>9}{'MB':>8}{'time x':>9}{'memory x':>10}")
     with tempfile.TemporaryDirectory() as folder:
-        large, wide = Path(folder) / "nodes.onnx", Path(folder) / "weights.onnx"
-        for title, path, make in (
-            ("light ResNet-50", light, None),
-            (f"{NODES:,} nodes", large, lambda: chain(large, NODES)),
-            ("2 GB of weights inside", wide, lambda: heavy(wide)),
-        ):
-            if make is not None:
+        path = Path(folder) / "model.onnx"
+        files: list[tuple[str, Path, Callable[[], None] | None, bool]] = [
+            ("light ResNet-50", light, None, True),
+            ("2 GB of weights inside", path, partial(heavy, path), True),
+        ]
+        for title, make in (("in a chain", chain), ("at random", shuffled)):
+            files += [
+                (f"{n:,} {title}", path, partial(make, path, n), n <= PEER_NODES) for n in NODES
+            ]
+        for title, file, write, peers_too in files:
+            if write is not None:
                 # In a process of its own: a child's peak is at least what its parent has.
                 pid = os.fork()
                 if pid == 0:
-                    make()
+                    write()
                     os._exit(0)
                 os.waitpid(pid, 0)
-            own: tuple[float, float] | None = None
-            for name, command in tools:
-                found = process(*command, str(path))
-                own = found if name == "opbound" else own
-                if found is None:
-                    print(f"{title:<26}{name:<12}{'fails':>9}")
-                elif own is not None:
-                    ratios = f"{found[0] / own[0]:9.2f}{found[1] / own[1]:10.2f}"
-                    print(f"{title:<26}{name:<12}{found[0]:9.2f}{found[1]:8.0f}{ratios}")
+            _compare(title, file, tools if peers_too else tools[:1])
+
+
+def _compare(title: str, path: Path, tools: Sequence[tuple[str, tuple[str, ...]]]) -> None:
+    own: tuple[float, float, float] | None = None
+    for name, command in tools:
+        found = process(*command, str(path))
+        own = found if name == "opbound" else own
+        if found is None:
+            print(f"{title:<26}{name:<12}{'fails':>9}")
+        elif own is not None:
+            figures = f"{found[0]:9.2f}{found[1]:9.2f}{found[2]:8.0f}"
+            print(
+                f"{title:<26}{name:<12}{figures}{found[0] / own[0]:9.2f}{found[2] / own[2]:10.2f}"
+            )
 
 
 if __name__ == "__main__":
