@@ -175,3 +175,27 @@ def test_a_loop_that_the_data_ends_asks_for_its_trips(onnx_model):
     with pytest.raises(DimensionError, match=r"--trip-count 'y=N'"):
         load(path)
     assert len(load(path, trip_counts={"y": 5}).graph.nodes) == 5
+
+
+def test_models_that_onnx_ships_have_the_shapes_of_their_data(light):
+    """Converted and written out by PyTorch's old exporter, and little ones: 140 files."""
+    wrong, checked = [], 0
+    for path in sorted(light.parent.glob("*/*/model.onnx")):
+        model = onnx.load(path, load_external_data=False)
+        if path.parent.name == "test_sequence_model8":
+            continue  # an input says into which parts it is split
+        loaded = load(path)
+        found = [v.type.shape for v in loaded.graph.outputs]
+        expected = []
+        for index, info in enumerate(model.graph.output):
+            data = path.parent / f"test_data_set_0/output_{index}.pb"
+            if data.is_file() and info.type.WhichOneof("value") == "tensor_type":
+                tensor = onnx.TensorProto()
+                tensor.ParseFromString(data.read_bytes())
+                expected.append(tuple(tensor.dims))
+        if expected:
+            checked += 1
+            if found != expected and not loaded.notes:
+                wrong.append((path.parent.name, found, expected))
+    assert not wrong
+    assert checked > 120
