@@ -16,7 +16,9 @@ from importers.imported_model import MODES, ImportedModel, ImportOptions
 __all__ = ["ImportOptions", "ImportedModel", "load"]
 
 _ONNX_SUFFIXES = (".onnx", ".onnxtxt", ".ort", ".pb")
-_MODEL_FORMS = "give the path of an .onnx or .pt2 file, hf:NAME, or package.module:factory"
+_MODEL_FORMS = (
+    "give the path of an .onnx or .pt2 file, hf:NAME, diffusers:NAME or package.module:factory"
+)
 
 
 def load(
@@ -39,7 +41,7 @@ def load(
 
     Args:
         model: path of an ONNX file or of a `.pt2` exported program, `hf:NAME`,
-            `package.module:factory`, or a live torch.nn.Module or ExportedProgram.
+            `diffusers:NAME`, `package.module:factory`, or a live torch.nn.Module or ExportedProgram.
         batch: global batch size; None keeps the model's own.
         sequence: tokens per sample; None keeps the model's own.
         dims: sizes of named dynamic dims.

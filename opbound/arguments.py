@@ -25,6 +25,7 @@ from opbound.options import (
 from opbound.parser import Parser
 from opbound.row_arguments import add_row_options
 from opbound.search_arguments import add_search_options
+from opbound.strategy_arguments import add_strategy_details, strategy_details
 
 FORMATS = ("table", "json", "csv", "markdown")
 REPORT_FORMATS = (*FORMATS, "html", "trace")
@@ -39,6 +40,7 @@ examples:
 
 _MODEL_HELP = """\
 an ONNX file; hf:NAME or hf:path/to/config.json, an architecture from its config, without weights;
+diffusers:NAME or diffusers:path/to/config.json, a diffusion model from its config;
 package.module:factory, which imports and calls your code; or an exported program (.pt2)"""
 
 
@@ -206,6 +208,7 @@ def _add_strategy(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="what data parallelism shards: 1 optimizer state, 2 gradients too, 3 parameters too",
     )
+    add_strategy_details(group)
     group.add_argument(
         "--microbatch", type=_size, metavar="N", help="samples of a micro-batch on one dp rank"
     )
@@ -345,6 +348,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         execution=arguments.execution,
         expert_imbalance=arguments.expert_imbalance,
         allow_unknown=arguments.allow_unknown,
+        **strategy_details(arguments),
         **answers_of(arguments),
     )
 
