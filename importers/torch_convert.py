@@ -98,7 +98,8 @@ class Converter:
 
         args = [self.resolve(a) for a in node.args]
         if name == "getitem":
-            return args[0][args[1]] if isinstance(args[0], list | tuple) else None
+            found = args[0] if isinstance(args[0], list | tuple) else ()
+            return found[args[1]] if args[1] < len(found) else None
         if name in (
             "wrap_with_set_grad_enabled",
             "wrap_with_autocast",

@@ -310,6 +310,9 @@ RULES: Mapping[str, Rule] = {
     "aten.lift_fresh_copy": _identity,
     "aten.lift_fresh": _identity,
     "aten.resolve_conj": _identity,
+    # Conjugation and negation that torch only notes down, for the kernel that reads next.
+    "aten._conj": _identity,
+    "aten._neg_view": _identity,
     "aten.contiguous": _contiguous,
     "aten.clone": lambda call: call.one("copy", [call.value("self")]),
     "aten.dropout": _dropout,

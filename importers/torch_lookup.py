@@ -41,9 +41,11 @@ def _padded_index(size: int, before: int, after: int, mode: str) -> Any:
     """Which element each position of a padded axis repeats."""
     import numpy as np
 
+    if mode == "replicate":
+        return np.clip(np.arange(-before, size + after), 0, size - 1)
     kept = np.arange(size)[max(-before, 0) : size - max(-after, 0)]
     before, after = max(before, 0), max(after, 0)
-    names = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    names = {"reflect": "reflect", "circular": "wrap"}
     return np.pad(kept, (before, after), mode=names[mode])  # type: ignore[call-overload]
 
 

@@ -29,7 +29,7 @@ def natural_rule(target: Any) -> Rule | None:
     if torch.Tag.pointwise in target.tags and len(schema.returns) == 1:
         return _pointwise
     shares = [a.alias_info for a in (*schema.arguments[:1], *schema.returns)]
-    single = "[]" not in str(schema.returns[0].type) if schema.returns else False
+    single = [str(r.type) for r in schema.returns] == ["Tensor"]
     if single and len(shares) == 2 and all(s is not None and not s.is_write for s in shares):
         return _view
     return None
