@@ -6,14 +6,16 @@ Every input lives on the meta device: it has a shape and a dtype, never contents
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from graph_ir.errors import DimensionError, OpboundError
+from importers.hf_companions import companions, missing
 from importers.hf_modalities import (
     field_of,
-    image_tokens,
+    floats,
     images,
+    media_tokens,
     parameters_of,
     pixels,
     sound,
@@ -49,6 +51,26 @@ def traceable(model: Any, options: ImportOptions) -> TraceCase:
     Raises:
         OpboundError: opbound has no input builder for this kind of model, or a size does not fit it.
     """
+    case = _main_inputs(model, options)
+    if case.module is not model:
+        return case
+    more = companions(model, case.kwargs, case.batch, case.sequence)
+    kwargs = {**case.kwargs, **more}
+    lacking = missing(model, kwargs)
+    if lacking:
+        raise _no_builder(model, lacking[0])
+    hints = {k: InputHint(("batch", *[None] * (v.ndim - 1))) for k, v in more.items()}
+    return replace(case, kwargs=kwargs, inputs={**hints, **case.inputs})
+
+
+def _no_builder(model: Any, name: str) -> OpboundError:
+    return OpboundError(
+        f"{type(model).__name__} takes {name!r}, for which importers/hf_inputs.py has no input "
+        f"builder: pass the module with example inputs through opbound.analyze"
+    )
+
+
+def _main_inputs(model: Any, options: ImportOptions) -> TraceCase:
     batch = options.batch or 1
     main = getattr(model, "main_input_name", "input_ids")
     names = parameters_of(model)
@@ -60,10 +82,9 @@ def traceable(model: Any, options: ImportOptions) -> TraceCase:
     if not generating and has_images(model):
         return _text_and_more(model, options, batch)
     if "input_ids" not in names:
-        raise OpboundError(
-            f"{type(model).__name__} takes {main!r}, for which importers/hf_inputs.py has no input "
-            f"builder: pass the module with example inputs through opbound.analyze"
-        )
+        if main in ("states", "flattened_patches"):
+            return _vectors(model, options, batch)
+        raise _no_builder(model, main)
     sequence, notes = _sequence(model, options)
     if options.mode in ("prefill", "decode"):
         from importers.hf_generation import generation_case
@@ -188,6 +209,31 @@ def _sound(model: Any, options: ImportOptions, batch: int, main: str) -> TraceCa
     return TraceCase(module=model, kwargs=kwargs, inputs=hints, batch=batch, sequence=sequence)
 
 
+def _vectors(model: Any, options: ImportOptions, batch: int) -> TraceCase:
+    """A sequence of vectors, and in an encoder-decoder the tokens of the text."""
+    names = parameters_of(model)
+    if options.mode in ("prefill", "decode"):
+        raise OpboundError(
+            f"{type(model).__name__} starts from vectors: its generation is not imported; use inference mode"
+        )
+    kwargs: dict[str, Any] = {}
+    longest = field_of(model.config, "max_ep_len", "max_position_embeddings")
+    sequence = options.sequence or min(DEFAULT_SEQUENCE, int(longest or DEFAULT_SEQUENCE))
+    if "flattened_patches" in names:
+        vision = getattr(model.config, "vision_config", model.config)
+        # Row and column of each patch stand before its pixels.
+        width = 2 + int(vision.patch_embed_hidden_size)
+        kwargs["flattened_patches"] = floats(model, batch, int(vision.seq_len), width)
+    if "decoder_input_ids" in names:
+        label = "labels" if options.mode == "training" else "decoder_input_ids"
+        kwargs[label] = tokens(batch, sequence)
+        kwargs["use_cache"] = False
+    hints = {
+        k: InputHint(("batch", *[None] * (v.ndim - 1))) for k, v in kwargs.items() if v is not False
+    }
+    return TraceCase(module=model, kwargs=kwargs, inputs=hints, batch=batch, sequence=sequence)
+
+
 def _text_and_more(model: Any, options: ImportOptions, batch: int) -> TraceCase:
     """Text with one image (or recording) per sample; the image's tokens are part of the sequence."""
     import torch
@@ -204,7 +250,9 @@ def _text_and_more(model: Any, options: ImportOptions, batch: int) -> TraceCase:
     text.use_cache = False
     longest = field_of(text, "max_position_embeddings")
     wanted = options.sequence or min(DEFAULT_SEQUENCE, int(longest or DEFAULT_SEQUENCE))
-    ids = image_tokens(model, batch, wanted, more)
+    more |= companions(model, more, batch, wanted)
+    ids = media_tokens(model, batch, wanted, more)
+    more |= {k: v for k, v in companions(model, {}, batch, ids.shape[1]).items() if k in more}
     kwargs = {"input_ids": ids, **more}
     if "use_cache" in names:
         kwargs["use_cache"] = False

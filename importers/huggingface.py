@@ -7,9 +7,10 @@ own. The model is built on the meta device by transformers' own code and traced 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,31 +110,37 @@ def import_huggingface(name_or_path: str, options: ImportOptions) -> ImportedMod
     built_dtype = wanted if wanted in _TRACEABLE_DTYPES else _canonical_dtype(wanted)
     with _quiet(transformers):
         refused: OpboundError | None = None
-        for dtype in dict.fromkeys((built_dtype, "float32")):
+        # Some models mix in fp32 tensors of their own and only run in fp32; some compute sizes from buffers.
+        ways = dict.fromkeys(((built_dtype, False), ("float32", False), (built_dtype, True)))
+        for dtype, numbers in ways:
             try:
-                return _import_in(config, dtype, replace(options, dtype=wanted), name_or_path)
+                return _import_in(
+                    config, dtype, replace(options, dtype=wanted), name_or_path, numbers
+                )
             except (DimensionError, UnknownOperatorError):
                 raise
             except OpboundError as error:
-                # Some models mix in fp32 tensors of their own and only run in fp32.
                 refused = refused or error
         raise refused or OpboundError(f"{config.name} cannot be imported")
 
 
 def _import_in(
-    config: ModelConfig, dtype: str, options: ImportOptions, asked: str
+    config: ModelConfig, dtype: str, options: ImportOptions, asked: str, numbers: bool
 ) -> ImportedModel:
     """Builds the model in one dtype and imports it."""
     import transformers
 
     from importers.hf_inputs import traceable
+    from importers.hf_running import as_when_run
     from importers.torch_experts import experts_note
     from importers.torch_routes import import_module
 
-    model = build_model(config, dtype)
+    model = build_model(config, dtype, numbers=numbers)
     model.train(options.mode == "training")
     case = traceable(model, options)
     notes = list(case.notes)
+    if not config.content.get("architectures"):
+        notes.append(f"the config names no architecture: {type(model).__name__} was built")
     if "quantization_config" in config.content:
         notes.append(
             "the config's quantization_config is not applied: weights count in the model's dtype"
@@ -155,13 +162,14 @@ def _import_in(
             first_cache_output=case.first_cache_output,
         )
 
-    try:
-        found = imported(case.kwargs)
-    except OpboundError:
-        if "attention_mask" not in case.kwargs:
-            raise
-        # Not every model takes a mask of four dims; left alone, it makes its own.
-        found = imported({k: v for k, v in case.kwargs.items() if k != "attention_mask"})
+    with as_when_run(model):
+        try:
+            found = imported(case.kwargs)
+        except OpboundError:
+            if "attention_mask" not in case.kwargs:
+                raise
+            # Not every model takes a mask of four dims; left alone, it makes its own.
+            found = imported({k: v for k, v in case.kwargs.items() if k != "attention_mask"})
     tokens = case.batch * (case.sequence or 1)
     return replace(
         found,
@@ -171,11 +179,12 @@ def _import_in(
     )
 
 
-def build_model(config: ModelConfig, dtype: str = DEFAULT_DTYPE) -> Any:
+def build_model(config: ModelConfig, dtype: str = DEFAULT_DTYPE, *, numbers: bool = False) -> Any:
     """The transformers model of a config, on the meta device, in `dtype`, in eval mode.
 
     Attention runs as `scaled_dot_product_attention` unless the config's `_attn_implementation` says
-    `eager` or the architecture cannot. Experts run as one grouped product over the expert axis.
+    `eager` or the architecture cannot. Experts run as one grouped product over the expert axis. With
+    `numbers`, buffers of whole numbers keep their contents, on the CPU.
 
     Raises:
         OpboundError: transformers does not know the architecture, or refuses the config.
@@ -193,7 +202,9 @@ def build_model(config: ModelConfig, dtype: str = DEFAULT_DTYPE) -> Any:
     try:
         hf_config = transformers.AutoConfig.for_model(config.model_type, **settings)
         model_class = _model_class(transformers, config, hf_config)
-        with torch.device("meta"):
+        from importers.hf_running import numbers_on_cpu
+
+        with torch.device("meta"), numbers_on_cpu() if numbers else nullcontext():
             return _instantiate(
                 model_class, hf_config, getattr(torch, dtype), config.content
             ).eval()
@@ -251,26 +262,49 @@ def _needs_mask(hf_config: Any) -> bool:
 
 
 def _model_class(transformers: Any, config: ModelConfig, hf_config: Any) -> Any:
-    """The class the config's `architectures` names, else the family's causal or base model."""
-    names = config.content.get("architectures") or ()
-    for name in names:
+    """The class the config's `architectures` names, else the one that its family is known for."""
+    for name in config.content.get("architectures") or ():
         found = getattr(transformers, str(name), None)
         if found is not None:
             return found
     auto = transformers.models.auto.modeling_auto
-    whole = getattr(hf_config, "is_encoder_decoder", False)
-    order: tuple[str, ...] = _TWO_PART if whole else _ONE_PART
+    order: tuple[str, ...] = _TWO_PART if getattr(hf_config, "is_encoder_decoder", False) else ()
     if hasattr(hf_config, "text_config") and hasattr(hf_config, "vision_config"):
         order = _ONE_PART[:1]
-    for purpose in (*order, "MODEL", "MODEL_FOR_PRETRAINING"):
+    elif not order:
+        masked = type(hf_config) in auto.MODEL_FOR_MASKED_LM_MAPPING
+        encoder = masked and not getattr(hf_config, "is_decoder", False)
+        order = ("MODEL_FOR_MASKED_LM", *_ONE_PART) if encoder else _ONE_PART
+    others = [n.removesuffix("_MAPPING") for n in dir(auto) if n.endswith("_MAPPING")]
+    for purpose in (*order, "MODEL", "MODEL_FOR_PRETRAINING", *others):
         mapping = getattr(auto, f"{purpose}_MAPPING")
-        if type(hf_config) in mapping:
+        if hasattr(mapping, "keys") and type(hf_config) in mapping:
             found = mapping[type(hf_config)]
             return found[0] if isinstance(found, tuple) else found
+    own = _own_classes(hf_config)
+    if own:
+        return own[0]
     raise OpboundError(
         f"config {config.name} names no architecture that transformers {transformers.__version__} has: "
         f"set 'architectures' to one of its model classes"
     )
+
+
+def _own_classes(hf_config: Any) -> list[Any]:
+    """Models of a part of another model (its tower, its decoder), the plainest name first."""
+    place = type(hf_config).__module__.replace(".configuration_", ".modeling_")
+    try:
+        module = importlib.import_module(place)
+    except ImportError:
+        return []
+    found = [
+        kind
+        for kind in vars(module).values()
+        if getattr(kind, "config_class", None) is type(hf_config)
+        and kind.__module__ == place
+        and not kind.__name__.endswith("PreTrainedModel")
+    ]
+    return sorted(found, key=lambda kind: (not kind.__name__.endswith("Model"), kind.__name__))
 
 
 def _own_dtype(content: Mapping[str, Any]) -> object:

@@ -83,12 +83,12 @@ def trace_at_run_time(
 
 
 def _input_tensor(leaf: Any) -> Any:
-    """Floats on the meta device, whole numbers on the CPU."""
+    """Floats on the meta device, whole numbers on the CPU, and with them floats whose contents count."""
     import torch
 
     if not isinstance(leaf, torch.Tensor):
         return leaf
-    if leaf.is_floating_point():
+    if leaf.is_floating_point() and not hasattr(leaf, "contents_kept"):
         return leaf.to("meta") if leaf.device.type != "meta" else leaf
     if leaf.device.type != "meta":
         return leaf

@@ -14,6 +14,7 @@ from typing import Any
 
 from importers.torch_runtime_trace import _REAL_ELEMENTS
 
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _WHOLE = (
     "linear",
     "scaled_dot_product_attention",
@@ -26,6 +27,7 @@ _WHOLE = (
     "conv2d",
     "conv3d",
     "dropout",
+    *_RECURRENT,
 )
 """Functions that are recorded as one operator; their arguments stand in the operator's own order."""
 
@@ -53,7 +55,7 @@ def _classes() -> tuple[Any, Any]:
     """Defined on first use: their bases live in torch."""
     import torch
     from torch.overrides import TorchFunctionMode
-    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
     aten = torch.ops.aten
     tree = torch.utils._pytree
@@ -165,9 +167,13 @@ def _classes() -> tuple[Any, Any]:
                 args, kwargs = (args[0], kwargs.get("p", 0.5), kwargs["training"]), {}
             target = getattr(aten, "matmul" if name == "__matmul__" else name)
             target = target.default if "default" in target.overloads() else func
+            if name in _RECURRENT:
+                target = getattr(aten, name).input
             if name.startswith("conv") and isinstance(kwargs.get("padding", 0), str):
                 target = getattr(aten, name).padding
-            moved, named = on_meta((args, kwargs))
+            # The dispatch mode would make small copies on the CPU.
+            with _disable_current_modes():
+                moved, named = on_meta((args, kwargs))
             with paused(self.recorder):
                 result = func(*moved, **named)
             self.recorder.record(target, args, kwargs, result)

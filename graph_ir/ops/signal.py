@@ -1,4 +1,4 @@
-"""Fourier transforms and determinants: whole rows at a time, neither products nor elementwise."""
+"""Fourier transforms, determinants and triangular systems: whole rows, neither products nor elementwise."""
 
 from __future__ import annotations
 
@@ -47,8 +47,12 @@ def _rows(
 def _fft_flops(node: Node) -> int:
     """5 n log2 n per complex transform of n points (Cooley and Tukey 1965, radix 2)."""
     points = int(node.attrs["points"])
-    elements = max(v.type.elements for v in (*node.inputs, *node.outputs))
-    transforms = max(1, elements // max(1, 2 * points))
+    # Two real numbers make a complex one, whether they are kept so or as a dim of two.
+    numbers = max(
+        v.type.elements * (2 if v.type.dtype.kind == "complex" else 1)
+        for v in (*node.inputs, *node.outputs)
+    )
+    transforms = max(1, numbers // max(1, 2 * points))
     return round(5 * points * log2(max(points, 2))) * transforms
 
 
@@ -57,6 +61,38 @@ def _determinant_flops(node: Node) -> int:
     x = node.inputs[0].type
     n = x.shape[-1]
     return x.elements // max(1, n * n) * (2 * n**3 // 3)
+
+
+def _solve_flops(node: Node) -> int:
+    """Forward substitution: n^2 per column (Golub and Van Loan, Matrix Computations, 3.1)."""
+    matrix, columns = node.inputs[0].type, node.inputs[1].type
+    return columns.elements * matrix.shape[-1]
+
+
+def _solve_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
+    if grads[0] is None:
+        return [None, None]
+    matrix, columns = node.inputs
+    operands = [matrix, grads[0], node.outputs[0]]
+    types = [matrix.type, columns.type]
+    return b.emit(node, "triangular_solve_backward", operands, types, node.attrs)
+
+
+def _solve_backward(node: Node, matrix: Array, dy: Array, y: Array) -> tuple[Array, Array]:
+    """B's gradient is A^-T dY, and A's is minus that times Y^T, in the triangle (Giles 2008, 2.3.1)."""
+    columns = np.linalg.solve(np.swapaxes(_triangle(node, matrix), -1, -2), dy)
+    product = -columns @ np.swapaxes(y, -1, -2)
+    beside = int(bool(node.attrs.get("unit")))
+    kept = np.triu(product, beside) if node.attrs.get("upper") else np.tril(product, -beside)
+    return kept, columns
+
+
+def _triangle(node: Node, matrix: Array) -> Array:
+    kept = np.triu(matrix) if node.attrs.get("upper") else np.tril(matrix)
+    if not node.attrs.get("unit"):
+        return kept
+    diagonal = np.eye(matrix.shape[-1], dtype=bool)
+    return np.where(diagonal, np.ones((), matrix.dtype), kept)
 
 
 def _fft_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
@@ -91,6 +127,26 @@ register(
         engine="vector",
         gradient=_determinant_gradient,
         evaluate=lambda node, x: np.linalg.det(x),
+    ),
+    # A X = B for a triangular A [..., n, n] and B [..., n, m]. Attributes: `upper`, `unit` (A's diagonal is
+    # one), `rows` (the leading dims, which pass).
+    OpDef(
+        "triangular_solve",
+        "reduction",
+        _rows,
+        flops=_solve_flops,
+        engine="vector",
+        gradient=_solve_gradient,
+        evaluate=lambda node, a, b: np.linalg.solve(_triangle(node, a), b),
+    ),
+    # The system once more, transposed, and a product.
+    OpDef(
+        "triangular_solve_backward",
+        "reduction",
+        _rows,
+        flops=lambda node: 3 * node.inputs[1].type.elements * node.inputs[0].type.shape[-1],
+        engine="vector",
+        evaluate=_solve_backward,
     ),
     # Inverting costs 2 n^3 (Golub and Van Loan, 3.4), three times the decomposition.
     OpDef(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from op_sample import Sample, normal, sample
@@ -140,6 +141,20 @@ def reductions() -> list[Sample]:
         sample("reduce_mean", [x], (), None, torch.mean, label="all"),
         sample("softmax", [normal(4)], torch=lambda x: torch.softmax(x, 0), label="vector"),
         sample("determinant", [normal(5, 3, 3)], (5,), torch=torch.linalg.det),
+        *(
+            sample(
+                "triangular_solve",
+                [normal(2, 5, 4, 4) + 4 * np.eye(4), normal(2, 5, 4, 3)],
+                (2, 5, 4, 3),
+                {"rows": 2, "upper": upper, "unit": unit},
+                lambda a, b, upper=upper, unit=unit: torch.linalg.solve_triangular(
+                    a, b, upper=upper, unitriangular=unit
+                ),
+                label=f"{upper}-{unit}",
+            )
+            for upper in (False, True)
+            for unit in (False, True)
+        ),
         sample("reduce_prod", [x], (2, 5), {"axes": (1,)}, lambda x: torch.prod(x, 1)),
         sample("max_pool", [image], (2, 3, 4, 4), window, lambda x: F.max_pool2d(x, (3, 2), 2, 1)),
         sample(

@@ -241,15 +241,36 @@ OWN: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_config(model_type: str) -> dict[str, Any]:
-    """A config.json's content: fields of the config class that `SMALL` names, in nested configs too."""
+SHALLOW = {
+    key: SMALL[key]
+    for key in (
+        "num_hidden_layers n_layer num_layers n_layers encoder_layers decoder_layers "
+        "num_decoder_layers num_encoder_layers depth num_experts num_local_experts n_routed_experts "
+        "moe_num_experts num_experts_per_tok moe_top_k n_group topk_group first_k_dense_replace"
+    ).split()
+}
+"""The part of `SMALL` that leaves widths alone, for configs whose widths must fit each other."""
+
+SIZES: dict[str, dict[str, Any] | None] = {"tiny": SMALL, "two layers": SHALLOW, "default": None}
+"""What is shrunk, the smallest first: the first that transformers accepts is measured."""
+
+
+def small_config(model_type: str, size: str = "tiny") -> dict[str, Any]:
+    """A config.json's content: the class's defaults, fields shrunk as `SIZES` says, in nested configs too."""
     from transformers import AutoConfig
 
-    own = OWN.get(model_type, {})
+    own = OWN.get(model_type, {}) if size == "tiny" else {}
     config = AutoConfig.for_model(
         model_type, **{k: v for k, v in own.items() if k.endswith("_config")}
     )
-    return _merged({"model_type": model_type} | _shrunk(config), own)
+    table = SIZES[size]
+    shrunk = {} if table is None else _shrunk(config, table)
+    return _merged({"model_type": model_type} | shrunk, own)
+
+
+def tiny_config(model_type: str) -> dict[str, Any]:
+    """The smallest config."""
+    return small_config(model_type)
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -257,7 +278,7 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return base | own | both
 
 
-def _shrunk(config: Any) -> dict[str, Any]:
+def _shrunk(config: Any, table: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     names = {v: k for k, v in type(config).attribute_map.items()}
     staged = any(
@@ -267,13 +288,13 @@ def _shrunk(config: Any) -> dict[str, Any]:
         if staged and name in ("hidden_size", "width"):
             continue
         if hasattr(value, "to_dict"):
-            found[name] = {"model_type": value.model_type} | _shrunk(value)
+            found[name] = {"model_type": value.model_type} | _shrunk(value, table)
             continue
-        key = name if name in SMALL else names.get(name, "")
-        if key.endswith(("_token_id", "_token_index")) and key in SMALL:
-            found[name] = SMALL[key]
-        elif key in SMALL and isinstance(value, int) and not isinstance(value, bool):
-            found[name] = min(value, SMALL[key])
+        key = name if name in table else names.get(name, "")
+        if key.endswith(("_token_id", "_token_index")) and key in table:
+            found[name] = table[key]
+        elif key in table and isinstance(value, int) and not isinstance(value, bool):
+            found[name] = min(value, table[key])
         elif name == "layer_types":
             found[name] = None
     return found

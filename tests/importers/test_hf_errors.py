@@ -36,7 +36,7 @@ def test_file_that_is_no_json(tmp_path):
         ({"model_type": "llama", "hidden_size": "wide"}, "cannot build"),
         ({"model_type": "llama", "num_attention_heads": 0}, "cannot build"),
         (
-            {"model_type": "pix2struct", "architectures": ["Pix2StructForConditionalGeneration"]},
+            {"model_type": "seggpt", "architectures": ["SegGptModel"]},
             "no input builder",
         ),
     ],

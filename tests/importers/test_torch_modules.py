@@ -229,6 +229,14 @@ CASES = {
         Function(lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True)),
         (randn(3, 5, 4),),
     ),
+    "triangular": (
+        Function(lambda a, b: torch.linalg.solve_triangular(a, b, upper=False)),
+        (torch.eye(4).repeat(2, 1, 1) * 3 + randn(2, 4, 4) * 0.1, randn(2, 4, 3)),
+    ),
+    "strides_of_a_permuted": (
+        Function(lambda x: x.transpose(0, 1).as_strided((2, 3), (1, 2), 1)),
+        (randn(4, 3),),
+    ),
     # torch defines these by other operators, which is how they are imported.
     "lstm": (First(nn.LSTM(4, 5, batch_first=True)), (randn(2, 3, 4),)),
     "gru": (First(nn.GRU(4, 5, num_layers=2, bidirectional=True)), (randn(2, 3, 4),)),
