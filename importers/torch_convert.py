@@ -6,7 +6,7 @@ operator means is said in the tables of `torch_canonical`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from graph_ir.errors import DimensionError, OpboundError, UnknownOperatorError
@@ -164,7 +164,7 @@ class Converter:
         own = results[: len(call.types)]
         for target, value in zip(written, results[len(own) :], strict=True):
             self._write(target, value, call)
-        return own if isinstance(node.meta.get("val"), tuple | list) else next(iter(own), None)
+        return _nested(node.meta.get("val"), iter(own))
 
     def _written_arguments(self, node: Any) -> list[Any]:
         """The fx nodes of tensors that a custom operator writes to; aten's own return what they write."""
@@ -267,8 +267,7 @@ class Converter:
     def types_of(self, node: Any) -> list[TensorType]:
         """Types of a call's results."""
         meta = node.meta.get("val")
-        tensors = meta if isinstance(meta, tuple | list) else [meta]
-        return [self.type_of(t, node) for t in tensors if hasattr(t, "dtype")]
+        return [self.type_of(t, node) for t in flat([meta]) if hasattr(t, "dtype")]
 
     def type_of(self, tensor: Any, node: Any) -> TensorType:
         """The type of a (meta) tensor, its dtype replaced as the settings say."""
@@ -335,6 +334,13 @@ def executed_nodes(nodes: Sequence[Any]) -> set[Any]:
             executed.add(node)
             executed.update(node.all_input_nodes)
     return executed
+
+
+def _nested(like: Any, values: Iterator[Value]) -> Any:
+    """Results in the nesting in which the operator returns its tensors."""
+    if isinstance(like, tuple | list):
+        return [_nested(part, values) for part in like]
+    return next(values) if hasattr(like, "dtype") else None
 
 
 def _attribute(module: Any, path: str) -> Any:
