@@ -63,6 +63,16 @@ class Options:
     """Devices for which the fastest strategy is searched, 0: those of one node; None: no search."""
     sequence_parallel: bool = False
     zero: int = 0
+    shard_group: int = 0
+    """With ZeRO: ranks that what is stored is split over; 0: all that see other data."""
+    prefetch: bool = True
+    """With ZeRO-3: a block's weights are gathered while the block before works."""
+    context_parallel: str = ""
+    """ulysses, allgather, ring or ulysses:N+ring; empty: ulysses where the heads divide."""
+    async_tp: bool = False
+    """With sequence parallelism: tokens are gathered and scattered in pieces beside the products."""
+    mesh_order: Sequence[str] = ()
+    """Mesh axes from neighbouring devices outwards; empty: tp, cp, ep, dp, pp."""
     microbatch: int | None = None
     """Samples of one micro-batch on one data-parallel rank."""
     schedule: str = "1f1b"
@@ -107,6 +117,8 @@ class Options:
         if (self.stages or self.balance != "time") and self.parallel.get("pp", 1) == 1:
             given = "stages" if self.stages else "balance"
             raise OpboundError(f"{given} shares out a pipeline's layers: add pp=N to parallel")
+        if self.balance == self.recompute == "fit":
+            raise OpboundError("balance=fit and recompute=fit both make a step fit: choose one")
         self._check_sizes()
         self._check_mode()
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
 
 from graph_ir.errors import OpboundError
+from opbound.fitting import Fitting
 from opbound.options import Options
 from opbound.priced_nodes import costed_node
 from opbound.workload import Workload
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from graph_ir.graph import Graph, Node
     from graph_ir.partitioned import PartitionedGraph
     from partitioner.pipeline_plan import PipelinePlan
+    from partitioner.strategy import Strategy
     from reports import CostedNode
 
 
@@ -92,66 +94,50 @@ def price_step(
     Raises:
         OpboundError: if the strategy cannot be applied, or the device cannot run a node.
     """
-    from costing.step import step_cost
     from graph_ir.fold import fold
 
     executed = executed_graph(forward, options, progress)
     progress("finding repeated layers")
     folded = fold(executed)
-    schedule = pipeline_schedule(options)
     runs = workload.microbatches
 
     def price(partitioned: PartitionedGraph, node_pricer: NodePricer) -> StepCost:
-        return step_cost(
-            [stage.graph for stage in partitioned.stages],
-            hardware,
-            schedule,
-            runs,
-            kernels_of(options.execution),
-            node_pricer,
-        )
+        return step_cost_of(partitioned, options, runs, node_pricer)
 
-    recompute: tuple[str, ...] = ()
-    if options.recompute == "fit" and options.mode == "training":
-        graph, partitioned, recompute = _fitted(
-            folded, options, pricer, progress, runs, lambda p: price(p, pricer)
-        )
-    else:
-        graph, partitioned = split_step(folded, options, pricer, progress, runs)
+    fitting = Fitting(
+        options,
+        lambda one, bounds, slack: split_step(folded, one, pricer, progress, runs, bounds, slack),
+        lambda partitioned: price(partitioned, pricer),
+        pipeline_schedule(options).layout(options.parallel.get("pp", 1)),
+        hardware.main_memory.capacity_bytes,
+    )
+    chosen = fitting.chosen()
     progress("pricing every operator")
     return PricedStep(
         folded,
-        price(partitioned, pricer),
+        price(chosen.partitioned, pricer),
         runs,
-        _needed_flops(graph) * runs,
+        _needed_flops(chosen.graph) * runs,
         pricer,
-        lambda other: price(partitioned, other),
-        recompute or (options.recompute,) * len(partitioned.stages),
+        lambda other: price(chosen.partitioned, other),
+        chosen.recompute,
     )
 
 
-def _fitted(
-    folded: Graph,
-    options: Options,
-    pricer: NodePricer,
-    progress: Callable[[str], None],
-    microbatches: int,
-    price: Callable[[PartitionedGraph], StepCost],
-) -> tuple[Graph, PartitionedGraph, tuple[str, ...]]:
-    """The step with as little recomputation on each rank as its memory allows."""
-    from opbound.recompute_fit import POLICIES, fitted
+def step_cost_of(
+    partitioned: PartitionedGraph, options: Options, microbatches: int, pricer: NodePricer
+) -> StepCost:
+    """Prices a step that is partitioned already."""
+    from costing.step import step_cost
 
-    graphs: list[Graph] = []
-    parts: list[PartitionedGraph] = []
-    for policy in POLICIES:
-        bounds = parts[0].bounds if parts else ()
-        one = replace(options, recompute=policy)
-        graph, partitioned = split_step(folded, one, pricer, progress, microbatches, bounds)
-        graphs.append(graph)
-        parts.append(partitioned)
-    layout = pipeline_schedule(options).layout(options.parallel.get("pp", 1))
-    capacity = pricer.hardware.main_memory.capacity_bytes
-    return graphs[0], *fitted(parts, price, layout, capacity)
+    return step_cost(
+        [stage.graph for stage in partitioned.stages],
+        pricer.hardware,
+        pipeline_schedule(options),
+        microbatches,
+        kernels_of(options.execution),
+        pricer,
+    )
 
 
 def pipeline_schedule(options: Options) -> Schedule:
@@ -162,8 +148,12 @@ def pipeline_schedule(options: Options) -> Schedule:
 
 
 def _pipeline_plan(
-    options: Options, microbatches: int, hardware: Hardware, bounds: tuple[int, ...]
+    options: Options, microbatches: int, bounds: tuple[int, ...], slack: float | None
 ) -> PipelinePlan:
+    if slack is None:
+        if options.balance == "fit":
+            raise OpboundError("--balance fit is chosen by prices: here give time or memory")
+        slack = 1.0 if options.balance == "time" else 0.0
     from costing.pipeline_timeline import in_flight
     from partitioner.pipeline_plan import PipelinePlan
 
@@ -175,16 +165,16 @@ def _pipeline_plan(
     return PipelinePlan(
         layout=schedule.layout(ranks),
         layers=tuple(options.stages),
-        balance=options.balance,
+        slack=slack,
         in_flight=in_flight(schedule, ranks, microbatches) if ranks > 1 and training else (),
-        capacity_bytes=hardware.main_memory.capacity_bytes,
         bounds=bounds,
     )
 
 
 def executed_graph(forward: Graph, options: Options, progress: Callable[[str], None]) -> Graph:
-    """The graph that runs: eager as written; fused without what nothing reads, and with what was written
-    out as one operator.
+    """The graph that runs: eager as written.
+
+    Fused: without what nothing reads, and with what was written out as one operator.
     """
     if options.execution != "fused":
         return forward
@@ -202,6 +192,7 @@ def split_step(
     progress: Callable[[str], None],
     microbatches: int = 1,
     bounds: tuple[int, ...] = (),
+    slack: float | None = None,
 ) -> tuple[Graph, PartitionedGraph]:
     """The graph of one micro-batch, in training with its backward pass, and its parts.
 
@@ -212,31 +203,43 @@ def split_step(
         progress: is told what is being done.
         microbatches: per step, for which a pipeline is balanced.
         bounds: where an earlier pipeline was cut, to cut there again.
+        slack: where between memory (0) and time (1) a pipeline is balanced; None as `options` say.
 
     Raises:
         OpboundError: if the strategy cannot be applied.
     """
-    from partitioner.mesh import Mesh
     from partitioner.partition import partition
-    from partitioner.strategy import Prices, Strategy
 
     graph = step_graph(forward, options, progress)
     progress("splitting the model over the devices")
+    strategy = strategy_of(options, pricer, microbatches, bounds, slack)
+    return graph, partition(graph, strategy, lambda node: pricer.cost(node).time_s)
+
+
+def strategy_of(
+    options: Options,
+    pricer: NodePricer,
+    microbatches: int = 1,
+    bounds: tuple[int, ...] = (),
+    slack: float | None = None,
+) -> Strategy:
+    """The strategy that the options ask for; the arguments are those of `split_step`."""
+    from partitioner.mesh import Mesh
+    from partitioner.strategy import Prices, Strategy
+
     # The searched axis splits the whole model, before the other axes do.
     others = prod(options.parallel.get(axis, 1) for axis in ("tp", "ep", "pp"))
     room_bytes = pricer.hardware.main_memory.capacity_bytes * others
-    prices = Prices(
-        lambda node: pricer.cost(node).time_s, 1 / microbatches, STORED_SHARE * room_bytes
-    )
-    strategy = Strategy(
+    return Strategy(
         Mesh(dict(options.parallel)),
         options.sequence_parallel,
         options.zero,
         expert_imbalance=options.expert_imbalance,
-        pipeline=_pipeline_plan(options, microbatches, pricer.hardware, bounds),
-        prices=prices,
+        pipeline=_pipeline_plan(options, microbatches, bounds, slack),
+        prices=Prices(
+            lambda node: pricer.cost(node).time_s, 1 / microbatches, STORED_SHARE * room_bytes
+        ),
     )
-    return graph, partition(graph, strategy, lambda node: pricer.cost(node).time_s)
 
 
 def step_graph(forward: Graph, options: Options, progress: Callable[[str], None]) -> Graph:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,13 @@ class Load:
     weights: Sequence[float] = ()
     limit: float | None = None
     """Most that a stage can bear; None to make the worst stage's load as small as possible."""
+
+    def worst(self, cuts: Sequence[int], stages: int) -> float:
+        """What the stage that bears most bears."""
+        edges = [0, *cuts, len(self.running)]
+        lines = [self.line(stage) for stage in range(stages)]
+        spans = zip(lines, pairwise(edges), strict=True)
+        return max(float(ends[b] - before[a]) for (before, ends), (a, b) in spans)
 
     def line(self, stage: int) -> tuple[Array, Array]:
         """For every place: what lies before it, and the same with what a cut there adds."""

@@ -6,20 +6,13 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from math import inf
 from typing import Any
 
 from graph_ir.errors import MeshError
 from graph_ir.graph import Graph, Node, Value
 from graph_ir.partitioned import Stage
 from partitioner.balance import Load, balanced_cuts
-from partitioner.cell_memory import (
-    Shares,
-    room_besides,
-    saved_bytes,
-    standing_bytes,
-    working_bytes,
-)
+from partitioner.cell_memory import Shares, room_besides, saved_bytes, standing_bytes
 from partitioner.cells import Cells, Group
 from partitioner.mesh import MeshAxis
 from partitioner.mirror import mirrored
@@ -98,7 +91,7 @@ class Cutter:
             shares: part of parameters, gradients and states that a rank stores.
 
         Raises:
-            MeshError: if there are too few places to cut, or memory does not suffice.
+            MeshError: if there are too few places to cut.
         """
         if plan.bounds:
             return plan.bounds
@@ -106,25 +99,21 @@ class Cutter:
             return self.given_bounds(plan.layers)
         self.check(self.cells.count)
         loads = [self.time_load()]
-        if plan.balance != "time":
-            besides = room_besides(self.cells)
-            limit = (plan.capacity_bytes or inf) - max(working_bytes(self.cells)) + max(besides)
-            standing = standing_bytes(self.cells, shares)
-            memory = Load(
-                saved_bytes(self.cells),
-                [a + b for a, b in zip(standing, besides, strict=True)],
-                weights=plan.in_flight,
-                limit=limit if plan.balance == "fit" else None,
-            )
-            loads = [memory] if plan.balance == "memory" else [*loads, memory]
         cuts = balanced_cuts(loads, self.stages)
+        if plan.slack < 1 and cuts is not None:
+            memory = self.memory_load(plan.in_flight, shares)
+            least = balanced_cuts([memory], self.stages)
+            low, high = (memory.worst(c, self.stages) for c in (least or cuts, cuts))
+            limit = low + plan.slack * max(high - low, 0.0)
+            cuts = balanced_cuts([*loads, replace(memory, limit=limit)], self.stages)
         if cuts is None:
-            raise MeshError(
-                f"{self.mesh_axis.name}={self.mesh_axis.size}: however "
-                f"{self.graph.name or 'the graph'} is cut, a stage exceeds the device's memory: "
-                "use more stages or --recompute, or --balance memory to see how much is missing"
-            )
+            raise MeshError(f"{self.graph.name or 'the graph'} cannot be cut")
         return (0, *cuts, self.cells.count)
+
+    def memory_load(self, in_flight: Sequence[float], shares: Shares) -> Load:
+        """Bytes of each cell: activations for every micro-batch in flight, and what always stands."""
+        standing = zip(standing_bytes(self.cells, shares), room_besides(self.cells), strict=True)
+        return Load(saved_bytes(self.cells), [a + b for a, b in standing], weights=in_flight)
 
     def check(self, cells: int) -> None:
         """Raises MeshError if there are more stages than cells."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BALANCES = ("time", "memory", "fit")
-
 
 @dataclass(frozen=True)
 class PipelinePlan:
@@ -15,11 +13,10 @@ class PipelinePlan:
     """Which stages, in model order, each rank along the pipeline holds; empty for one each."""
     layers: tuple[int, ...] = ()
     """Repeated layers of each stage; empty to balance."""
-    balance: str = "time"
-    """What the worst stage has least of: time, memory, or (fit) time as far as memory allows."""
+    slack: float = 1.0
+    """1 balances time, 0 memory; between them the time of those cuts whose worst stage needs no more
+    memory than that part of the way."""
     in_flight: tuple[float, ...] = ()
     """Micro-batches whose activations each stage keeps at a time; empty for one."""
-    capacity_bytes: float | None = None
-    """Memory of a device, for `fit`."""
     bounds: tuple[int, ...] = ()
     """The cut itself, where an earlier one is to be taken over: `PartitionedGraph.bounds`."""

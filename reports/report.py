@@ -335,6 +335,28 @@ class SearchInfo(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineRank(Record):
+    """One rank along a pipeline."""
+
+    rank: int
+    stages: tuple[int, ...]
+    """The stages that it holds, in model order counted from 0."""
+    layers: int
+    """Repeated layers among them."""
+    forward_s: float
+    """One micro-batch through all of the rank's stages."""
+    backward_s: float
+    waiting_s: float
+    """Part of the step in which the rank waits for others."""
+    in_flight: int
+    """Micro-batches whose activations its stages keep, when they are most."""
+    peak_bytes: int
+    fits: bool
+    by_kind_bytes: Mapping[str, int]
+    recompute: str = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report(Record):
     """What one analysis found. Made by `reports.build_report`, or read back by `from_json`."""
 
@@ -352,6 +374,8 @@ class Report(Record):
     operators: tuple[OpRow, ...]
     timeline: tuple[TimelineEvent, ...] = ()
 
+    pipeline: tuple[PipelineRank, ...] | None = None
+    """The ranks along the pipeline, where there is one."""
     search: SearchInfo | None = None
     """Of `--parallel auto`: the other strategies, and why this one."""
 

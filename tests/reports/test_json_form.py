@@ -15,6 +15,7 @@ from reports.report import (
     SCHEMA_VERSION,
     AxisRow,
     LeftOut,
+    PipelineRank,
     SearchInfo,
     StrategyRow,
 )
@@ -68,6 +69,23 @@ def test_a_report_is_valid_and_comes_back_as_it_was(any_report):
     assert again.to_json() == text
 
 
+PIPELINE = (
+    PipelineRank(
+        rank=0,
+        stages=(0, 3),
+        layers=4,
+        forward_s=1.0,
+        backward_s=2.0,
+        waiting_s=0.5,
+        in_flight=4,
+        peak_bytes=9,
+        fits=True,
+        by_kind_bytes=dict.fromkeys(MEMORY_KINDS, 1),
+        recompute="full",
+    ),
+)
+
+
 def test_a_search_comes_back_as_it_was(make_report):
     report = replace(make_report(), search=SEARCH)
     jsonschema.validate(json.loads(report.to_json()), SCHEMA)
@@ -88,7 +106,7 @@ def test_the_schema_names_every_key_and_no_other(make_report):
             check(entry, schema["items"], f"{where}[]")
 
     report = make_report(mode="generation", times=GENERATION, timeline=[EVENT])
-    report = replace(report, search=SEARCH)
+    report = replace(report, search=SEARCH, pipeline=PIPELINE)
     check(report.to_dict(), SCHEMA, "report")
 
 
