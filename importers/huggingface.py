@@ -30,6 +30,7 @@ _TRACEABLE_DTYPES = ("float32", "float16", "bfloat16")
 
 _OWN_KEYS = ("_source", "source", "_attn_implementation", "_experts_implementation")
 _MASKLESS_SDPA = "opbound_sdpa"
+_ATTENTION = ("sdpa", "eager")
 
 # What a config without `architectures` is taken for, first match first.
 _TWO_PART = ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM", "MODEL_FOR_SPEECH_SEQ_2_SEQ")
@@ -74,6 +75,11 @@ def read_config(name_or_path: str) -> ModelConfig:
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():
+        if name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~")):
+            raise ModelFileError(
+                f"{name_or_path!r} is no file or folder here, and opbound downloads nothing: save that "
+                f"repository's config.json and give its path, as hf:path/to/config.json"
+            )
         hint = did_you_mean(name_or_path, config_names())
         raise ModelFileError(
             f"no config {name_or_path!r} ships with opbound and no such file exists; {hint}"
@@ -195,6 +201,11 @@ def build_model(config: ModelConfig, dtype: str = DEFAULT_DTYPE, *, numbers: boo
     }
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
     if config.model_type not in known:
+        if "auto_map" in config.content:
+            raise OpboundError(
+                f"config {config.name} asks for code of its own (auto_map), which opbound never runs: "
+                f"transformers {transformers.__version__} itself has no model_type {config.model_type!r}"
+            )
         raise OpboundError(
             f"transformers {transformers.__version__} has no model_type {config.model_type!r} "
             f"(config {config.name}); {_closest(config.model_type, known)}"
@@ -221,6 +232,11 @@ def build_model(config: ModelConfig, dtype: str = DEFAULT_DTYPE, *, numbers: boo
 def _instantiate(model_class: Any, hf_config: Any, dtype: Any, content: Mapping[str, Any]) -> Any:
     """Builds the model with the first kind of attention that the architecture has."""
     wanted = str(content.get("_attn_implementation", "sdpa"))
+    if wanted not in _ATTENTION:
+        # Other names load kernels from the network.
+        raise OpboundError(
+            f"_attn_implementation is {wanted!r}: opbound knows {' and '.join(_ATTENTION)}"
+        )
     kinds = [wanted] if wanted != "sdpa" else ["sdpa", "eager"]
     if wanted == "sdpa" and not _needs_mask(hf_config):
         kinds.insert(0, register_maskless_sdpa())
@@ -343,10 +359,14 @@ def _libraries() -> tuple[Any, Any]:
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Silences transformers, whose advice on weights and generation is noise where no weight exists."""
-    before = transformers.logging.get_verbosity()
+    """Keeps transformers off the network, and silences its advice, which is noise where no weight exists."""
+    from huggingface_hub import constants
+
+    before, online = transformers.logging.get_verbosity(), constants.HF_HUB_OFFLINE
     transformers.logging.set_verbosity_error()
+    constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
         transformers.logging.set_verbosity(before)
+        constants.HF_HUB_OFFLINE = online

@@ -21,6 +21,27 @@ def test_name_that_does_not_exist():
     fails(ModelFileError, "did you mean 'llama-2-7b'", "hf:llama-2-7")
 
 
+def test_repository_that_is_not_here():
+    fails(ModelFileError, "opbound downloads nothing", "hf:meta-llama/Llama-3.1-8B")
+
+
+def test_code_of_a_repository_is_never_run(tmp_path):
+    """`auto_map` names Python files that lie beside the config; loading them would run them."""
+    (tmp_path / "modeling_own.py").write_text(
+        f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
+    )
+    path = tmp_path / "config.json"
+    own = {"auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}, "trust_remote_code": True}
+    path.write_text(json.dumps({"model_type": "own"} | own))
+    fails(OpboundError, "never runs", f"hf:{path}")
+    tiny = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 20}
+    path.write_text(json.dumps(tiny | own))
+    assert importers.load(f"hf:{path}", sequence=8).graph.nodes
+    path.write_text(json.dumps(tiny | {"_attn_implementation": "someone/kernels"}))
+    fails(OpboundError, "opbound knows sdpa and eager", f"hf:{path}", sequence=8)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_file_that_is_no_json(tmp_path):
     path = tmp_path / "config.json"
     path.write_text("{not json")
