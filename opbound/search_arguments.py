@@ -11,16 +11,23 @@ if TYPE_CHECKING:
     from opbound.analysis import Progress
     from reports.pages import Page
 
-PAGES = ("place",)
+PAGES = ("place", "explain")
 
 
 def add_search_options(group: argparse._ArgumentGroup) -> None:
-    """Adds --place to a group of options."""
+    """Adds --place and --explain to a group of options."""
     group.add_argument(
         "--place",
         metavar="devices=N",
         help="put whole operators on N devices so that the last one ends as early as can be; "
         "method=greedy takes the list schedule, seconds=S (60) limits the exact search",
+    )
+
+    group.add_argument(
+        "--explain",
+        metavar="NODE",
+        help="say why this operator is split as it is, which collectives that causes, and what "
+        "every other way would cost",
     )
 
 
@@ -41,7 +48,7 @@ def write_page(arguments: argparse.Namespace) -> int:
 
     if arguments.format not in FORMATS:
         raise OpboundError(
-            f"--place has no --format {arguments.format}; choose one of {', '.join(FORMATS)}"
+            f"this page has no --format {arguments.format}; choose one of {', '.join(FORMATS)}"
         )
     with Output(arguments.output) as output, progress() as say:
         output.write(_page(arguments, say).to(arguments.format))
@@ -50,9 +57,17 @@ def write_page(arguments: argparse.Namespace) -> int:
 
 def _page(arguments: argparse.Namespace, say: Progress) -> Page:
     from opbound.arguments import options_of
+
+    options = options_of(arguments)
+    if arguments.explain is not None:
+        if arguments.place is not None:
+            raise OpboundError("--explain and --place are two pages: leave one of them out")
+        from opbound.node_split import explain_node
+        from reports.node_split import node_page
+
+        return node_page(explain_node(arguments.model, options, arguments.explain, say))
     from opbound.placement import parse_place, placed
     from reports.placement import placement_page
 
-    request = parse_place(arguments.place)
-    report = placed(arguments.model, options_of(arguments), request, say)
+    report = placed(arguments.model, options, parse_place(arguments.place), say)
     return placement_page(report, arguments.top)

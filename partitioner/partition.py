@@ -17,7 +17,10 @@ PIPELINE_ORDER = 50
 
 
 def partition(
-    graph: Graph, strategy: Strategy, node_time: Callable[[Node], float]
+    graph: Graph,
+    strategy: Strategy,
+    node_time: Callable[[Node], float],
+    done: frozenset[str] = frozenset(),
 ) -> PartitionedGraph:
     """The graphs of all ranks.
 
@@ -25,11 +28,12 @@ def partition(
         graph: folded graph at the size of one micro-batch of all data-parallel replicas together.
         strategy: mesh and options.
         node_time: seconds of one application of a node, to balance pipeline stages by.
+        done: names of passes that the graph has been through already.
 
     Raises:
         MeshError: if an axis does not divide what it should split, or the graph cannot be cut.
     """
-    passes = split_passes()
+    passes = [step for step in split_passes() if step.name not in done]
     if strategy.prices is None:
         strategy = replace(strategy, prices=Prices(node_time))
     for step in passes:

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from opbound.parser import Parser
 
-COMMANDS = ("diff", "check", "init", "explain", "plot", "doctor")
+COMMANDS = ("diff", "check", "init", "explain", "crossover", "plot", "doctor")
 
 
 def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
