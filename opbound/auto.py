@@ -276,6 +276,7 @@ class AutoSearch:
         queue = [(self._guess_s(c), i, c) for i, c in enumerate(candidates)]
         heapq.heapify(queue)
         serial = len(queue)
+        fitting: set[tuple[object, str]] = set()
         while queue:
             guess_s, _, candidate = heapq.heappop(queue)
             times = sorted(
@@ -294,10 +295,18 @@ class AutoSearch:
                 candidate, options=replace(candidate.options, zero=zero, recompute=recompute)
             )
             fits = self._price(tried)
-            if fits is False and candidate.level + 1 < len(levels):
+            if fits:
+                fitting.add((candidate.key, recompute))
+            if fits is None or candidate.level + 1 == len(levels):
+                continue
+            # A share of the update may be faster too; to compute again only saves memory.
+            if (
+                levels[candidate.level + 1][1] == recompute
+                or (candidate.key, recompute) not in fitting
+            ):
                 serial += 1
                 following = replace(candidate, level=candidate.level + 1)
-                heapq.heappush(queue, (guess_s, serial, following))
+                heapq.heappush(queue, (guess_s * 1.02, serial, following))
 
     def _guess_s(self, candidate: Candidate) -> float:
         """The bound, made worse for what communicates more: only the order of pricing depends on it."""
