@@ -179,6 +179,30 @@ def test_stages_compute_what_the_whole_model_computes(
         assert all(updated[v.name] >= v.count for v in graph.outputs)
 
 
+@pytest.mark.parametrize("model", ["tied", "encoder-decoder"])
+def test_stages_may_recompute_by_different_policies(
+    forward_graphs: dict[str, Graph], model: str
+) -> None:
+    forward = fold(forward_graphs[model])
+    graph = training_graph(forward)
+    given = numbers(graph, rows=12)
+    expected = one_device(graph, given)
+    plain = cut(graph, 4)
+    full = cut(training_graph(forward, recompute="full"), 4, bounds=plain.bounds)
+    stages = [full.stages[0], plain.stages[1], full.stages[2], plain.stages[3]]
+    again = [any(n.phase == "recompute" for n in s.graph.nodes) for s in stages]
+    assert again[1] is again[3] is False
+    assert again[0] or again[2]
+    run = StagesRun(graph, stages, given)
+    for i, stage in enumerate(stages):
+        for value in stage.graph.outputs:
+            whole = next(v for v in graph.outputs if v.name == value.name)
+            first, found = run.result(i, value, whole)
+            for layer, array in enumerate(found):
+                right = expected.values[whole][0][first + layer]
+                np.testing.assert_allclose(array, right, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_work_and_weights_sum_to_the_whole(forward_graphs: dict[str, Graph], model: str) -> None:
     graph = training_graph(fold(forward_graphs[model]))
