@@ -47,7 +47,13 @@ def run(
 
         plain = replace(options, auto=None)
         return AutoSearch(model, plain, options.auto, example_inputs, progress).run()
-    return Analysis(model, options, example_inputs, progress).report()
+    analysis = Analysis(model, options, example_inputs, progress)
+    report = analysis.report()
+    if options.parallel.get("auto", 1) > 1:
+        from opbound.auto import axes_only
+
+        report = replace(report, search=axes_only(analysis))
+    return report
 
 
 class Analysis:

@@ -16,10 +16,10 @@ from math import log2, prod
 from typing import TYPE_CHECKING
 
 from graph_ir.errors import MeshError, OpboundError
-from opbound.analysis import Progress
+from opbound.analysis import Analysis, Progress
 from opbound.bench import Bench, Measured
 from opbound.options import Options
-from reports.report import LeftOut, SearchInfo, StrategyRow
+from reports.report import AxisRow, LeftOut, SearchInfo, StrategyRow
 
 if TYPE_CHECKING:
     from costing.hardware import Hardware
@@ -142,7 +142,8 @@ class AutoSearch:
         )
         best = found[0][0]
         self.progress(f"reporting {best.text()}")
-        return replace(self.bench.analysis(best.options).report(), search=info)
+        analysis = self.bench.analysis(best.options)
+        return replace(analysis.report(), search=replace(info, axes=searched_axes(analysis)))
 
     def _rank(self, found: tuple[Candidate, Measured]) -> tuple[bool, float]:
         measured = found[1]
@@ -386,6 +387,51 @@ class AutoSearch:
             if time.monotonic() > deadline:
                 return
             self._price(candidate)
+
+
+def axes_only(analysis: Analysis) -> SearchInfo:
+    """The search of one mesh axis, where the mesh is given."""
+    return SearchInfo(
+        devices=analysis.options.devices,
+        candidates=1,
+        priced=1,
+        seconds=0.0,
+        rows=(),
+        left_out=(),
+        axes=searched_axes(analysis),
+    )
+
+
+def searched_axes(analysis: Analysis) -> tuple[AxisRow, ...]:
+    """What became of each logical axis on the mesh axis `auto`, and what the contrary would cost."""
+    from graph_ir.fold import fold
+    from opbound.pricing import executed_graph, step_graph, strategy_of
+    from partitioner.strategies.searched import searched
+
+    options = analysis.options
+    if options.parallel.get("auto", 1) == 1 or options.mode == "generation":
+        return ()
+    analysis.progress("explaining the split of every axis")
+    strategy = strategy_of(options, analysis.pricer, analysis.workload.microbatches)
+    forward = analysis.imported(options.mode, options.sequence).graph
+    plain = replace(options, recompute="none") if options.recompute == "fit" else options
+    folded = fold(executed_graph(forward, options, analysis.progress))
+    graph = step_graph(folded, plain, analysis.progress)
+    if strategy.prices is None:
+        return ()
+    _, found = searched(graph, strategy.mesh.axis("auto"), strategy.prices, explain=True)
+    return tuple(
+        AxisRow(
+            axis=f"{a.axis.size}, as in {a.example}",
+            chosen=a.chosen,
+            nodes=a.nodes,
+            candidates=a.candidates,
+            flops=a.flops,
+            other_s=a.other_s,
+            cost_s=found.cost_s,
+        )
+        for a in found.axes
+    )
 
 
 MIN_TOKENS = 128
