@@ -242,6 +242,9 @@ class _Streams:
             end = inputs
         else:
             start = max(self.clock[stream], inputs)
+            if node.attrs.get("prefetch") is False:
+                # Weights that are gathered when they are needed, not while the block before works.
+                start = max(start, *self.clock)
             end = start + duration
             self.clock[stream] = end
             self.busy[stream] += duration

@@ -38,6 +38,11 @@ def analyze(
     parallel: str | Mapping[str, int] | None = None,
     sequence_parallel: bool = False,
     zero: int = 0,
+    shard_group: int = 0,
+    prefetch: bool = True,
+    context_parallel: str = "",
+    async_tp: bool = False,
+    mesh_order: Sequence[str] = (),
     microbatch: int | None = None,
     schedule: str = "1f1b",
     stages: Sequence[int] = (),
@@ -73,6 +78,13 @@ def analyze(
             fastest strategy for 64 devices.
         sequence_parallel: shard the sequence where tensor parallelism does not.
         zero: ZeRO stage, 0 to 3: what data parallelism shards of the training state.
+        shard_group: with ZeRO, the neighbours that what is stored is split over, with copies beyond them
+            (hybrid sharding); 0 for all replicas.
+        prefetch: with ZeRO-3, a block's weights are gathered while the block before works.
+        context_parallel: how attention sees all tokens: `ulysses`, `allgather`, `ring` or
+            `ulysses:N+ring`.
+        async_tp: with sequence parallelism, tokens are gathered and scattered beside the products.
+        mesh_order: mesh axes from neighbouring devices outwards.
         microbatch: samples of one micro-batch on one data-parallel rank.
         schedule: `gpipe`, `1f1b`, `interleaved:V`, `zb-h1`, `zb-v` or `dualpipe`.
         stages: repeated layers of each pipeline stage; empty to balance them.
@@ -114,6 +126,11 @@ def analyze(
         auto=auto,
         sequence_parallel=sequence_parallel,
         zero=zero,
+        shard_group=shard_group,
+        prefetch=prefetch,
+        context_parallel=context_parallel,
+        async_tp=async_tp,
+        mesh_order=mesh_order,
         microbatch=microbatch,
         schedule=schedule,
         stages=stages,

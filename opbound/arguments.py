@@ -18,13 +18,14 @@ from opbound.options import (
     RECOMPUTE,
     ZERO_STAGES,
     Options,
-    parse_dim,
     parallel_options,
+    parse_dim,
     parse_stages,
 )
 from opbound.parser import Parser
 from opbound.row_arguments import add_row_options
 from opbound.search_arguments import add_search_options
+from opbound.strategy_arguments import add_strategy_details, strategy_details
 
 FORMATS = ("table", "json", "csv", "markdown")
 REPORT_FORMATS = (*FORMATS, "html", "trace")
@@ -207,6 +208,7 @@ def _add_strategy(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="what data parallelism shards: 1 optimizer state, 2 gradients too, 3 parameters too",
     )
+    add_strategy_details(group)
     group.add_argument(
         "--microbatch", type=_size, metavar="N", help="samples of a micro-batch on one dp rank"
     )
@@ -346,6 +348,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         execution=arguments.execution,
         expert_imbalance=arguments.expert_imbalance,
         allow_unknown=arguments.allow_unknown,
+        **strategy_details(arguments),
         **answers_of(arguments),
     )
 

@@ -231,9 +231,13 @@ def strategy_of(
     others = prod(options.parallel.get(axis, 1) for axis in ("tp", "ep", "pp"))
     room_bytes = pricer.hardware.main_memory.capacity_bytes * others
     return Strategy(
-        Mesh(dict(options.parallel)),
+        Mesh(dict(options.parallel), tuple(options.mesh_order)),
         options.sequence_parallel,
         options.zero,
+        shard_group=options.shard_group,
+        prefetch=options.prefetch,
+        context_parallel=options.context_parallel,
+        async_tp=options.async_tp,
         expert_imbalance=options.expert_imbalance,
         pipeline=_pipeline_plan(options, microbatches, bounds, slack),
         prices=Prices(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from graph_ir.errors import MeshError
+from graph_ir.errors import MeshError, did_you_mean
 
 ORDER = ("auto", "tp", "cp", "ep", "dp", "pp")
 """Innermost first: neighbouring ranks share a node, so the axis that communicates most comes first
@@ -27,11 +27,18 @@ class Mesh:
     """Sizes of all axes."""
 
     sizes: Mapping[str, int]
+    order: tuple[str, ...] = ()
+    """Axes from neighbouring devices outwards; those not named keep their usual order behind them."""
 
     def __post_init__(self) -> None:
         for name, size in self.sizes.items():
             if size < 1:
                 raise MeshError(f"mesh axis {name} has size {size}; give a positive number")
+        for name in self.order:
+            if name not in (*ORDER, *self.sizes):
+                raise MeshError(
+                    f"--mesh-order: there is no axis {name!r}; {did_you_mean(name, ORDER)}"
+                )
 
     @property
     def devices(self) -> int:
@@ -43,7 +50,8 @@ class Mesh:
         stride = 1
         # An axis that a further strategy brings lies between replicas and pipeline stages.
         further = sorted(set(self.sizes) - set(ORDER))
-        for other in (*ORDER[:-1], *further, ORDER[-1]):
+        usual = (*ORDER[:-1], *further, ORDER[-1])
+        for other in (*self.order, *(a for a in usual if a not in self.order)):
             if other == name:
                 break
             stride *= self.sizes.get(other, 1)

@@ -40,6 +40,8 @@ class Strategy:
     context_parallel: str = ""
     """How attention runs where tokens are split: ulysses, allgather, ring or ulysses:N+ring; empty:
     ulysses where the heads divide, else allgather."""
+    async_tp: bool = False
+    """With sequence parallelism: gathers and scatters of tokens in pieces, beside the products."""
     expert_imbalance: float = 1.0
     """Tokens of the rank whose experts get most, over the mean of all ranks."""
     pipeline: PipelinePlan = field(default_factory=PipelinePlan)
@@ -53,6 +55,10 @@ class Strategy:
             raise MeshError(
                 f"--zero {self.zero} splits over the data-parallel group, but dp is 1; "
                 "add dp=N to --parallel"
+            )
+        if self.async_tp and not self.sequence_parallel:
+            raise OpboundError(
+                "--async-tp takes the gathers of sequence parallelism apart; add --sequence-parallel"
             )
         if self.shard_group and not self.zero:
             raise OpboundError(

@@ -148,6 +148,33 @@ def _whole(tensor: TensorType, tag: str, sizes: dict[str, int], fixed: set[str])
     return tuple((n,) for n in names)
 
 
+def _ring_chunk(node: Node, whole: Any) -> Any:
+    """The chunk that a rank works on; attribute `index` counts around the ring."""
+    attrs = node.attrs
+    size = node.outputs[0].type.shape[attrs["dim"]]
+    first = attrs["index"] * size
+    return whole.take(range(first, first + size), axis=attrs["dim"])
+
+
+def _ring_join(node: Node, *chunks: Any) -> Any:
+    """Chunks in the order in which they came, the rank's own (attribute `index`) first."""
+    import numpy as np
+
+    count, own = len(chunks), node.attrs["index"]
+    order = [chunks[(own - i) % count] for i in range(count)]
+    return np.concatenate(order, axis=node.attrs["dim"])
+
+
+def _all_whole(
+    inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Mapping[str, Any]
+) -> Equation:
+    sizes: dict[str, int] = {}
+    fixed: set[str] = set()
+    operands = tuple(_whole(t, f"t{i}", sizes, fixed) for i, t in enumerate(inputs))
+    results = tuple(_whole(t, f"r{i}", sizes, fixed) for i, t in enumerate(outputs))
+    return Equation(operands, results, sizes, frozenset(fixed), None)
+
+
 def _reduce_flops(node: Node) -> int:
     n = int(node.attrs["group_size"])
     return sum(v.type.elements for v in node.inputs) * (n - 1) // n
@@ -179,6 +206,26 @@ register(
     _collective("collective_permute"),
     _collective("send"),
     _collective("recv"),
+    # One of the chunks that a ring works on, and the tensor whose chunks it wrote: no kernel of their own.
+    OpDef(
+        "ring_chunk",
+        "data_movement",
+        _all_whole,
+        flops=0,
+        engine="copy",
+        evaluate=_ring_chunk,
+        view_of=0,
+    ),
+    OpDef(
+        "ring_join",
+        "data_movement",
+        _all_whole,
+        flops=0,
+        engine="none",
+        bytes_read=lambda node: 0,
+        bytes_written=lambda node: 0,
+        evaluate=_ring_join,
+    ),
     # A rank's own part of what it holds whole: no communication.
     OpDef(
         "shard",

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graph_ir.errors import MeshError
-from graph_ir.graph import Graph, Node, Value
+from graph_ir.graph import Graph, Node, Phase, Value
 from graph_ir.sharding import ByRank
 from partitioner.mesh import MeshAxis
 from partitioner.strategies import Pass
@@ -53,13 +53,15 @@ class Emitter:
         label: str,
         *,
         results: Sequence[Value] | None = None,
-        phase: str = "",
+        phase: Phase | None = None,
     ) -> tuple[Value, ...]:
         """Adds a node whose results are of the types of `like`, or are `results`."""
         near = self.near
         name = f"{near.name}.{label}"
         made = results or [
-            Value(f"{name}.{i}" if len(like) > 1 else name, v.type, count=near.count, shards=v.shards)
+            Value(
+                f"{name}.{i}" if len(like) > 1 else name, v.type, count=near.count, shards=v.shards
+            )
             for i, v in enumerate(like)
         ]
         self.nodes.append(
@@ -84,8 +86,7 @@ class Emitter:
             "group_stride": axis.stride,
             "during": self.near.during,
         }
-        phase = "communication"
-        return self.emit("collective_permute", values, values, attrs, label, phase=phase)
+        return self.emit("collective_permute", values, values, attrs, label, phase="communication")
 
 
 def _block_attrs(node: Node, axis: MeshAxis, step: int, tokens: int) -> dict[str, Any]:
@@ -121,7 +122,8 @@ def _in_ring(node: Node, op: str) -> bool:
 def _forward(node: Node, keys: Node, values: Node) -> list[Node]:
     axis = axis_of(keys)
     emitter = Emitter(node)
-    query, own = node.inputs[0], (keys.inputs[0], values.inputs[0])
+    query = node.inputs[0]
+    own: tuple[Value, ...] = (keys.inputs[0], values.inputs[0])
     tokens = own[0].type.shape[2]
     known: tuple[Value, ...] = ()
     for step in range(axis.size):
@@ -146,7 +148,7 @@ def _backward(node: Node, keys: Node, values: Node, scatters: tuple[Node, Node])
     axis = axis_of(keys)
     emitter = Emitter(node)
     grad, query, _, _, out, lse = node.inputs
-    own = (keys.inputs[0], values.inputs[0])
+    own: tuple[Value, ...] = (keys.inputs[0], values.inputs[0])
     tokens = own[0].type.shape[2]
     query_grad: Value | None = None
     passed: tuple[Value, ...] = ()
