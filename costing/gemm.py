@@ -38,6 +38,7 @@ def gemm_cost(
     out_dtype: DType | None = None,
     a_bytes: ArrayLike | None = None,
     b_bytes: ArrayLike | None = None,
+    splits: bool = True,
 ) -> KernelCost:
     """Prices `batch` products of [m, k] by [k, n].
 
@@ -54,6 +55,8 @@ def gemm_cost(
         a_bytes: bytes of A that main memory really holds, if fewer than batch * m * k elements (a
             convolution's input, a broadcast operand).
         b_bytes: the same for B.
+        splits: whether the library's kernels may split the contraction; those of a convolution's
+            forward pass do not.
     """
     arrays = [np.asarray(x, dtype=np.float64) for x in (m, n, k, batch)]
     size = dtype.bits / 8
@@ -69,7 +72,7 @@ def gemm_cost(
     for start in range(0, count, _CHUNK):
         part = slice(start, start + _CHUNK)
         m_, n_, k_, batch_, a_, b_ = (x[part] for x in flat)
-        shape = _Shape(m_, n_, k_, batch_, a_, b_, size, out)
+        shape = _Shape(m_, n_, k_, batch_, a_, b_, size, out, splits)
         busy[part], traffic[:, part] = _best(hardware, engine, rate, shape)
     first_byte = hardware.main_memory.latency_s
     terms = {"compute": first_byte + 2 * flat[0] * flat[1] * flat[2] * flat[3] / rate}
@@ -94,6 +97,8 @@ class _Shape:
     """Bytes of one element of A and B."""
     out_size: float
     """Bytes of one element of C."""
+    splits: bool
+    """Whether the contraction may be split."""
 
 
 def _best(hardware: Hardware, engine: Engine, rate: float, s: _Shape) -> tuple[Array, Array]:
@@ -118,7 +123,7 @@ def _candidates(
         tiles = s.batch * np.ceil(s.m / tile.m) * np.ceil(s.n / tile.n)
         waves = np.ceil(tiles / processors)
         yield _terms(hardware, engine, rate, s, tile, _Runs(tiles, waves, waves))
-        if not engine.split_depth_bytes:
+        if not engine.split_depth_bytes or not s.splits:
             continue
         most = np.maximum(s.k * s.size / engine.split_depth_bytes, 1.0)
         if engine.split_evenly:

@@ -254,12 +254,15 @@ class Hardware:
     def engine_for(self, kind: str, dtype: DType) -> Engine:
         """The engine that runs work of `kind` on `dtype` fastest.
 
-        Matrix work in a dtype that no matrix engine takes runs on a vector engine, as libraries do.
+        Matrix work in a dtype that no matrix engine takes runs on a vector engine, as libraries do:
+        so do integers wider than 8 bits, whose products no narrow float of a matrix engine holds.
 
         Raises:
             HardwareError: if no engine can run it.
         """
         takes = [e for e in self.engines if kind in e.kinds and e.supports(dtype)]
+        if kind == MATRIX and not dtype.is_float and dtype.bits > 8:
+            takes = [e for e in takes if VECTOR in e.kinds or dtype.label in e.peak_flops]
         if not takes:
             takes = [e for e in self.engines if VECTOR in e.kinds and e.supports(dtype)]
         if not takes:

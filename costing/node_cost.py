@@ -17,6 +17,7 @@ from costing.gemm import gemm_cost
 from costing.hardware import MATRIX, VECTOR, Hardware
 from costing.op_cost import LATENCY, UNKNOWN, OpCost, largest, memory_bound
 from costing.roofline import kernel_op_cost, streaming_cost
+from graph_ir.equation import Window
 from graph_ir.graph import Node, Value
 from graph_ir.ops.collective import message_bytes, sent_bytes
 from graph_ir.tensor_type import DType
@@ -100,8 +101,7 @@ def node_cost(hardware: Hardware, node: Node) -> OpCost:
     """Prices one application of a node; see `NodePricer` for a graph of them."""
     definition = node.definition
     if definition.kind == "opaque":
-        # Without a record there is no time to give: the row says so instead of a silent zero.
-        return OpCost(bytes_read=node.bytes_read, bytes_written=node.bytes_written, bound=UNKNOWN)
+        return _unknown(hardware, node)
     engine = definition.engine_of(node)
     if engine == "none":
         return OpCost(terms={LATENCY: 0.0})
@@ -131,6 +131,17 @@ def node_cost(hardware: Hardware, node: Node) -> OpCost:
         hardware, _compute_dtype(node), node.flops, node.bytes_read, node.bytes_written
     )
     return min(tiled, plain, key=lambda cost: cost.time_s)
+
+
+def _unknown(hardware: Hardware, node: Node) -> OpCost:
+    """Without a record only the operands are known: their stream is the least that it can take.
+
+    The bound stays `unknown`, also in sums: what it computes is not counted.
+    """
+    stream = streaming_cost(hardware, _compute_dtype(node), 0, node.bytes_read, node.bytes_written)
+    return replace(
+        stream, bound=UNKNOWN, engine="none", utilization=0.0, terms={UNKNOWN: stream.time_s}
+    )
 
 
 def _outer_bytes(nodes: Sequence[Node], inner: frozenset[Value]) -> list[tuple[int, int]]:
@@ -171,6 +182,7 @@ def _gemm(hardware: Hardware, node: Node) -> OpCost:
     if shape is None:
         raise ValueError(f"{node.name} is not a product")
     dtype = max((v.type.dtype for v in node.inputs), key=lambda d: d.bits)
+    engine = hardware.engine_for(MATRIX, dtype)
     kernel = gemm_cost(
         hardware,
         dtype,
@@ -181,10 +193,11 @@ def _gemm(hardware: Hardware, node: Node) -> OpCost:
         out_dtype=node.outputs[0].type.dtype,
         a_bytes=node.inputs[0].type.bytes,
         b_bytes=node.inputs[1].type.bytes,
+        splits=MATRIX in engine.kinds or _splits(node),
     )
     return kernel_op_cost(
         hardware,
-        hardware.engine_for(MATRIX, dtype),
+        engine,
         dtype,
         kernel,
         flops=node.flops,
@@ -192,6 +205,23 @@ def _gemm(hardware: Hardware, node: Node) -> OpCost:
         bytes_read=node.bytes_read,
         bytes_written=node.bytes_written,
     )
+
+
+def _splits(node: Node) -> bool:
+    """Whether the product's kernel may split its contraction.
+
+    On a vector engine every product may, but a convolution's only where it contracts batch and space:
+    its weights' gradient, whose result is small (cuDNN's fp32 forward kernels, NeuSight's conv2d table).
+    """
+    equation = node.equation
+    windows = [
+        dim
+        for dims in (*equation.inputs, *equation.outputs)
+        for dim in dims
+        if isinstance(dim, Window)
+    ]
+    contracted = equation.contracted
+    return not windows or any(window.output in contracted for window in windows)
 
 
 def _attention(hardware: Hardware, node: Node) -> OpCost:

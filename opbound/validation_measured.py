@@ -172,6 +172,7 @@ def convolution(folder: Path) -> Iterator[Comparison]:
         c_in * tap * tap,
         a_bytes=4 * batch * c_in * size * size,
         b_bytes=4 * c_out * c_in * tap * tap,
+        splits=False,
     )
     result = Comparison("conv2d fp32 a100-pcie", cost.time_s, _column(table, "Latency") * 1e-3)
     yield result

@@ -2,6 +2,7 @@
 
 import pytest
 
+from costing.gemm import gemm_cost
 from costing.hardware_file import load_hardware
 from costing.kernels import eager_groups, inner_values, price_graph
 from costing.memory import memory_use, stage_memory
@@ -71,11 +72,28 @@ def test_a_view_costs_nothing() -> None:
     assert NodePricer(A100).cost(node).time_s == 0
 
 
-def test_a_unknown_operator_says_so() -> None:
+def test_an_unknown_operator_says_so_and_takes_at_least_the_stream_of_its_operands() -> None:
     b = GraphBuilder()
-    x = b.add_input("x", tensor(4, 6))
-    (y,) = b.emit("unknown", [x], [tensor(4, 6)])
-    assert NodePricer(A100).cost(b.build([y]).nodes[0]).bound == "unknown"
+    x = b.add_input("x", tensor(4096, 4096))
+    (y,) = b.emit("unknown", [x], [tensor(4096, 4096)])
+    (z,) = b.emit("relu", [y], [tensor(4096, 4096)])
+    unknown, relu = (NodePricer(A100).cost(node) for node in b.build([z]).nodes)
+    assert unknown.bound == "unknown"
+    assert (unknown + unknown).bound == "unknown"
+    assert unknown.time_s == pytest.approx(relu.time_s)
+
+
+@pytest.mark.parametrize("dtype", [DType.INT16, DType.UINT16, DType.INT32, DType.INT64])
+def test_integer_products_wider_than_8_bits_run_on_the_vector_engine(dtype: DType) -> None:
+    h100 = load_hardware("h100-sxm-80gb")
+    assert h100.engine_for("matrix", dtype).name == "cuda_core"
+    assert h100.engine_for("matrix", DType.INT8).name == "tensor_core"
+
+
+def test_the_weight_gradient_of_a_convolution_fills_the_device() -> None:
+    # 64 x 147 results of 802,816 products each: two tiles, unless the contraction is split.
+    cost = gemm_cost(load_hardware("h100-sxm-80gb"), DType.FLOAT32, 64, 147, 64 * 112 * 112)
+    assert float(cost.time_s[0]) < 2 * float(cost.terms["compute"][0])
 
 
 def test_a_bias_in_the_epilogue_costs_only_its_own_bytes() -> None:
