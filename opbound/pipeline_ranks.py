@@ -15,6 +15,7 @@ def pipeline_ranks(step: PricedStep) -> tuple[PipelineRank, ...] | None:
     cost = step.cost
     if len(cost.stages) == 1:
         return None
+    training = any(part.times.backward.time_s > 0 for row in cost.stages for part in row)
     capacity = step.pricer.hardware.main_memory.capacity_bytes
     found = []
     for rank, parts in enumerate(cost.stages):
@@ -35,7 +36,7 @@ def pipeline_ranks(step: PricedStep) -> tuple[PipelineRank, ...] | None:
                 forward_s=sum(part.times.forward.time_s for part in parts),
                 backward_s=sum(part.times.backward.time_s for part in parts),
                 waiting_s=max(cost.step_time_s - cost.pipeline.busy_s[rank] - update_s, 0.0),
-                in_flight=sum(cost.pipeline.in_flight[rank]),
+                in_flight=sum(cost.pipeline.in_flight[rank]) if training else 0,
                 peak_bytes=use.peak_bytes,
                 fits=use.peak_bytes <= capacity,
                 by_kind_bytes=dict(use.by_kind_bytes),
