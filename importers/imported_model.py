@@ -89,3 +89,7 @@ class ImportedModel:
 
     sequence: int | None = None
     """Tokens per sample of `graph`, where the importer can tell it."""
+
+    made: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    """For each operator of the model, the names of the nodes of `graph` that it became. A traced
+    operator goes by its name in the program, one of an ONNX file by its first result's."""

@@ -58,7 +58,7 @@ def import_onnx(path: str | Path, options: ImportOptions) -> ImportedModel:
     resolver = Resolver(file.model, binder, _has_rule, TYPE_RULES, partial(_flops_of, options))
     try:
         with no_collection():
-            graph = _build(resolver, file.model, path.stem, options)
+            graph, made = _build(resolver, file.model, path.stem, options)
     except OpboundError as error:
         raise type(error)(_one_line(str(error))) from error
     except RecursionError:
@@ -81,6 +81,7 @@ def import_onnx(path: str | Path, options: ImportOptions) -> ImportedModel:
         dims=MappingProxyType(dict(binder.bound)),
         batch=options.batch or batch,
         sequence=options.sequence or sequence,
+        made=MappingProxyType(made),
     )
 
 
@@ -108,16 +109,23 @@ def _has_rule(domain: str, op_type: str, results: int) -> bool:
     return known and (domain, op_type, results) != ("", "Attention", 4)
 
 
-def _build(resolver: Resolver, model: ModelProto, name: str, options: ImportOptions) -> Graph:
+def _build(
+    resolver: Resolver, model: ModelProto, name: str, options: ImportOptions
+) -> tuple[Graph, dict[str, tuple[str, ...]]]:
+    """The graph, and for each operator's first result the names of the nodes it became."""
     dtype = DType.parse(options.dtype) if options.dtype else None
     inputs, outputs = resolver.run(model.graph)
     builder = GraphBuilder(name)
     emitter = Emitter(builder, dtype=dtype, training=options.mode == "training")
     for value in inputs:
         emitter.add_input(value)
+    made: dict[str, tuple[str, ...]] = {}
     for node in resolver.nodes:
         resolver.at = node
+        before = len(builder.nodes)
         _translate(emitter, node, options)
+        first = next((value.name for value in node.outputs if value is not None), node.name)
+        made[first] = tuple(n.name for n in builder.nodes[before:])
     results = []
     for value in outputs:
         if value.sequence is None:
@@ -125,7 +133,7 @@ def _build(resolver: Resolver, model: ModelProto, name: str, options: ImportOpti
             result = emitter.operand(value, "constant")
             results.append(result if result.kind == "intermediate" else _copied(builder, result))
     results = mark_caches(builder, results, [v.name for v in outputs if v.sequence is None])
-    return builder.build(results)
+    return builder.build(results), made
 
 
 def _flops_of(options: ImportOptions, nodes: Sequence[OnnxNode]) -> int:

@@ -35,6 +35,8 @@ class Converter:
         self.rules = rules
         self.env: dict[Any, Any] = {}
         self.unknown: list[str] = []
+        self.made: dict[str, tuple[str, ...]] = {}
+        """The names of the nodes that each fx node became."""
         self.notes: list[str] = []
         """What a reader of the report should know about the translation."""
         self.cast_weights: dict[Any, Value] = {}
@@ -67,7 +69,9 @@ class Converter:
             elif node.op == "output":
                 return self.resolve(node.args[0])
             elif node in executed:
+                before = len(self.builder.nodes)
                 self.env[node] = self._call(module, node)
+                self.made[node.name] = tuple(n.name for n in self.builder.nodes[before:])
         raise OpboundError("the exported program has no output")
 
     def _call(self, module: Any, node: Any) -> Any:

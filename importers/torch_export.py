@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from types import MappingProxyType
 from typing import Any
 
 from graph_ir.errors import OpboundError
@@ -120,6 +121,7 @@ def import_program(
         ),
         batch=_size_of(graph, "batch"),
         sequence=_size_of(graph, "sequence"),
+        made=MappingProxyType(converter.made),
     )
 
 
