@@ -42,6 +42,15 @@ def costed_node(
         terms_s=dict(cost.terms),
         instances=tuple(map(Instance, node.instances, node.instance_modules)),
         axis=node.attrs.get("axis") if node.phase == "communication" else None,
+        sharding=_sharding(node) if any(value.shards for value in values) else (),
+    )
+
+
+def _sharding(node: Node) -> tuple[str, ...]:
+    """How each operand and result was cut out of the whole one, as `dp=2@0 tp=4@1`."""
+    return tuple(
+        " ".join(f"{s.axis}={s.parts}@{'flat' if s.dim is None else s.dim}" for s in value.shards)
+        for value in (*node.inputs, *node.outputs)
     )
 
 

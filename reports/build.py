@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from graph_ir.errors import OpboundError
+from reports.communication import collective_sums
 from reports.conclusions import StepParts, conclude
 from reports.quantities import ratio
 from reports.report import (
@@ -59,6 +60,8 @@ class CostedNode:
     """The nodes folded into this one; empty where it stands for itself."""
     axis: str | None = None
     """Mesh axis of a collective."""
+    sharding: tuple[str, ...] = ()
+    """How each of the shapes was cut out of the whole one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +126,7 @@ def build_report(
     rows = fold_rows(_row(node, times.step_time_s) for node in nodes)
     memory = _memory(memory_by_kind_bytes, capacity_bytes, memory_profile)
     totals = _totals(rows, times, parameters, hardware, strategy, model_flops)
+    totals = replace(totals, collectives=collective_sums(rows))
     parts = StepParts(
         rows=rows,
         step_time_s=times.step_time_s,
@@ -170,6 +174,7 @@ def _row(node: CostedNode, step_time_s: float) -> OpRow:
         terms_s={bound: term_s * node.count for bound, term_s in node.terms_s.items()},
         instances=node.instances,
         axis=node.axis,
+        sharding=node.sharding,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from reports.communication import further_tables
 from reports.layout import (
     Cells,
     header_lines,
@@ -11,10 +12,8 @@ from reports.layout import (
     total_lines,
     totals_cells,
 )
-from reports.pipeline import pipeline_tables
 from reports.quantities import plain_text
 from reports.report import Report
-from reports.search import search_tables
 from reports.view import View, view_of
 
 # What Markdown or the HTML inside it could take for syntax; a backslash makes it a plain character.
@@ -32,7 +31,7 @@ def render_markdown(report: Report, *, top: int | None = None, view: View | None
     parts += [f"### {title}", markdown_table(cells), *map(escape, notes)]
     parts += ["### Time", markdown_table(totals_cells(report)), markdown_pairs(total_lines(report))]
     parts += ["### Memory per device at its peak", markdown_table(memory_cells(report))]
-    for title, cells in [*pipeline_tables(report), *search_tables(report.search)]:
+    for title, cells in further_tables(report):
         parts += [f"### {escape(title)}", markdown_table(cells)]
     return "\n\n".join(parts) + "\n"
 

@@ -186,6 +186,9 @@ class OpRow(Record):
     """The nodes behind a group; empty for a single node."""
     axis: str | None = None
     """Mesh axis over which a collective goes; None for all other operators."""
+    sharding: tuple[str, ...] = ()
+    """For each shape, the mesh axes that split it and the dim, as `dp=2@0 tp=4@1`; a flat part of a stored
+    tensor as `dp=8@flat`; empty for a whole one. No entries where nothing is split."""
 
     @property
     def label(self) -> str:
@@ -201,6 +204,19 @@ class TimeSplit(Record):
 
     by_phase: Mapping[str, float]
     by_bound: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectiveSum(Record):
+    """All collectives of one kind over one mesh axis, of the busiest rank in a step."""
+
+    axis: str
+    op: str
+    count: int
+    bytes_communicated: int
+    """Sent by the rank."""
+    time_s: float
+    """Hidden behind computation or not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +248,8 @@ class Totals(Record):
     prefill_time_s: float | None = None
     decode_time_s: float | None = None
     time_per_token_s: float | None = None
+    collectives: tuple[CollectiveSum, ...] = ()
+    """Communication by mesh axis and kind, the longest first."""
     conclusions: tuple[str, ...] = ()
     """Three sentences: what limits the model, what lifting it would gain, whether it fits."""
 

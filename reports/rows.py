@@ -36,6 +36,7 @@ def fold_rows(rows: Iterable[OpRow]) -> tuple[OpRow, ...]:
             row.engine,
             row.bound,
             row.axis,
+            row.sharding,
         )
         groups.setdefault(key, []).append(row)
     return tuple(_merge(group) for group in groups.values())

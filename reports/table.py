@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from reports.communication import further_tables
 from reports.layout import (
     Cells,
     header_lines,
@@ -12,10 +13,9 @@ from reports.layout import (
     total_lines,
     totals_cells,
 )
-from reports.pipeline import pipeline_drawing, pipeline_tables
+from reports.pipeline import pipeline_drawing
 from reports.quantities import shorten
 from reports.report import Report
-from reports.search import search_tables
 from reports.view import View, view_of
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _lines(report: Report, view: View, width: int | None) -> list[str]:
     lines += ["", "Time", text_table(totals_cells(report))]
     lines += [f"{key:<12}{value}" for key, value in total_lines(report)]
     lines += ["", "Memory per device at its peak", text_table(memory_cells(report))]
-    for title, cells in [*pipeline_tables(report), *search_tables(report.search)]:
+    for title, cells in further_tables(report):
         lines += ["", title, text_table(cells)]
     drawing = pipeline_drawing(report)
     lines += ["", "Pipeline over the step", *drawing] if drawing else []
