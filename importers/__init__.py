@@ -36,6 +36,7 @@ def load(
     past_tokens: int | None = None,
     allow_unknown: bool = False,
     example_inputs: object = None,
+    keep_program: bool = False,
 ) -> ImportedModel:
     """Imports `model` into an operator graph.
 
@@ -56,6 +57,7 @@ def load(
         allow_unknown: keep operators without a record as `unknown` nodes.
         example_inputs: arguments to trace a live module with (a tuple, or a mapping of keyword
             arguments).
+        keep_program: hand out the traced program of a torch model too.
 
     Raises:
         OpboundError: the model cannot be found, read or expressed; the message says what, where,
@@ -83,6 +85,7 @@ def load(
         mode=mode,
         past_tokens=past_tokens,
         allow_unknown=allow_unknown,
+        keep_program=keep_program,
     )
     _check_answers(options)
     if not isinstance(model, str | Path):

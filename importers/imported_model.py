@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graph_ir.graph import Graph
@@ -55,6 +55,9 @@ class ImportOptions:
     allow_unknown: bool = False
     """Keep operators without a record as `unknown` nodes (bytes only) in place of an error."""
 
+    keep_program: bool = False
+    """Hand out the traced program of a torch model too, to run it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedModel:
@@ -93,3 +96,6 @@ class ImportedModel:
     made: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     """For each operator of the model, the names of the nodes of `graph` that it became. A traced
     operator goes by its name in the program, one of an ONNX file by its first result's."""
+
+    program: Any = field(default=None, repr=False)
+    """With `keep_program`, the torch.export.ExportedProgram (or what stands for one) of `graph`."""

@@ -122,6 +122,7 @@ def import_program(
         batch=_size_of(graph, "batch"),
         sequence=_size_of(graph, "sequence"),
         made=MappingProxyType(converter.made),
+        program=program if options.keep_program else None,
     )
 
 
