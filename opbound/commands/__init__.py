@@ -7,7 +7,10 @@ from importlib import import_module
 
 from opbound.parser import Parser
 
-COMMANDS = ("diff", "check", "init", "explain", "crossover", "plot", "doctor")
+COMMANDS = (
+    *("diff", "check", "init", "explain", "crossover", "plot", "doctor"),
+    *("calibrate", "measure"),
+)
 
 
 def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
