@@ -8,12 +8,14 @@ best meshes are tried with their tensor-parallel axis searched (`partitioner.sea
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from math import log2, prod
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from graph_ir.errors import MeshError, OpboundError
 from opbound.analysis import Analysis, Progress
@@ -111,8 +113,10 @@ class AutoSearch:
         self.progress = progress
         self.capacity_bytes = self.hardware.main_memory.capacity_bytes
         self.log = _Log()
+        self._factors: dict[tuple[object, ...], float] = {}
+        """Measured times over their bounds, by what splits the operators."""
         self._saved: dict[tuple[int, str], float] = {}
-        self._serial: dict[tuple[int | None, str], float] = {}
+        self._serial: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
 
     def run(self) -> Report:
         """The report of the fastest strategy that fits, with what else was looked at.
@@ -230,29 +234,29 @@ class AutoSearch:
         """Seconds that no device of the mesh can do without: its part of the work, and the bubble."""
         microbatch = options.microbatch or share
         stages = options.parallel.get("pp", 1)
-        ways = prod(options.parallel.get(axis, 1) for axis in ("tp", "cp", "pp"))
-        serial_s = self._serial_s(microbatch)
-        runs = share // microbatch
-        if options.mode == "training":
-            return serial_s / ways * (runs + stages - 1)
-        # Without a backward pass, one micro-batch passes all stages in turn.
-        return serial_s / ways * (runs + stages - 1)
+        ways = options.parallel.get("tp", 1) * options.parallel.get("cp", 1)
+        seconds, counts = self._nodes(microbatch)
+        # A part of an operator is still a kernel to launch, unless it is fused with others.
+        eager = self.options.execution == "eager"
+        least_s = np.minimum(seconds, self.hardware.launch.least_s if eager else 0.0)
+        serial_s = float((np.maximum(seconds / ways, least_s) * counts).sum())
+        return serial_s / stages * (share // microbatch + stages - 1)
 
-    def _serial_s(self, samples: int) -> float:
-        """Time of one micro-batch of so many samples on one device, without the update."""
+    def _nodes(self, samples: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(seconds, count) of every node of one micro-batch on one device, without the update."""
         from opbound.pricing import step_graph
 
-        mode, sequence, past = self._first_key()
-        key = (samples, mode)
-        if key not in self._serial:
+        if samples not in self._serial:
             traced = samples if (self.options.batch or 1) > 1 else None
-            imported = self.bench.imported(traced, mode, sequence, past)
+            imported = self.bench.imported(traced, *self._first_key())
             graph = step_graph(imported.graph, self.options, self.progress)
+            nodes = [n for n in graph.nodes if n.phase != "optimizer"]
             cost = self.bench.pricer.cost
-            self._serial[key] = sum(
-                cost(n).time_s * n.count for n in graph.nodes if n.phase != "optimizer"
+            self._serial[samples] = (
+                np.array([cost(n).time_s for n in nodes]),
+                np.array([float(n.count) for n in nodes]),
             )
-        return self._serial[key]
+        return self._serial[samples]
 
     # --- pricing ----------------------------------------------------------------------------------------
 
@@ -274,12 +278,11 @@ class AutoSearch:
 
     def _price_all(self, candidates: list[Candidate], deadline: float) -> None:
         """Prices candidates, those that promise most first, until the time is up."""
-        queue = [(self._guess_s(c), i, c) for i, c in enumerate(candidates)]
-        heapq.heapify(queue)
-        serial = len(queue)
+        queue = list(candidates)
         fitting: set[tuple[object, str]] = set()
         while queue:
-            guess_s, _, candidate = heapq.heappop(queue)
+            candidate = min(queue, key=self._guess_s)
+            queue.remove(candidate)
             times = sorted(
                 m.step_time_s for c, m in self.log.priced if m.peak_bytes <= self.capacity_bytes
             )
@@ -305,16 +308,20 @@ class AutoSearch:
                 levels[candidate.level + 1][1] == recompute
                 or (candidate.key, recompute) not in fitting
             ):
-                serial += 1
-                following = replace(candidate, level=candidate.level + 1)
-                heapq.heappush(queue, (guess_s * 1.02, serial, following))
+                queue.append(replace(candidate, level=candidate.level + 1))
 
     def _guess_s(self, candidate: Candidate) -> float:
-        """The bound, made worse for what communicates more: only the order of pricing depends on it."""
+        """What a candidate may take: only the order of pricing depends on it.
+
+        The bound, times how far off it was where as much was communicated, or before that is known, times a
+        factor that has what splits operators tried later than what splits samples and layers.
+        """
         size = candidate.options.parallel.get
         tp, cp, dp = size("tp", 1), size("cp", 1) * size("ep", 1), size("dp", 1)
         far = 2.0 if tp > node_devices(self.hardware) else 1.0
-        return candidate.bound_s * far * (1 + 0.06 * log2(tp) + 0.1 * log2(cp) + 0.02 * log2(dp))
+        prior = far * (1 + 0.3 * log2(tp) + 0.3 * log2(cp) + 0.02 * log2(dp))
+        factor = self._factors.get(_splits(candidate.options), prior)
+        return candidate.bound_s * factor * (1 + 0.02 * candidate.level)
 
     def _price(self, candidate: Candidate) -> bool | None:
         """Prices a candidate; whether it fits, None if it cannot be applied."""
@@ -330,6 +337,9 @@ class AutoSearch:
             self.log.leave_out("cannot be applied", f"{candidate.text()}: {error}")
             return None
         self.log.priced.append((candidate, measured))
+        if candidate.bound_s > 0:
+            key, factor = _splits(candidate.options), measured.step_time_s / candidate.bound_s
+            self._factors[key] = min(factor, self._factors.get(key, factor))
         return measured.peak_bytes <= self.capacity_bytes
 
     def _least_bytes(self, options: Options) -> float:
@@ -441,6 +451,12 @@ MIN_TOKENS = 128
 def whole_graph(bench: Bench, mode: str, sequence: int | None, past: int | None) -> Graph:
     """The folded forward graph of the whole batch."""
     return bench.imported(bench.whole.workload.traced, mode, sequence, past).graph
+
+
+def _splits(options: Options) -> tuple[object, ...]:
+    """What decides how much is communicated within a layer."""
+    size = options.parallel.get
+    return (size("tp", 1), size("cp", 1), size("ep", 1), options.sequence_parallel)
 
 
 def factorizations(number: int, parts: int) -> Iterator[tuple[int, ...]]:
