@@ -6,11 +6,13 @@ import itertools
 import random
 
 import pytest
+from _pytest.mark import ParameterSet
 
 torch = pytest.importorskip("torch")
 
 from blocks import Bottleneck, GptBlock, LlamaBlock  # noqa: E402
 from ranks import PartitionedRun, numbers, one_device  # noqa: E402
+from small_models import model as small_model  # noqa: E402
 from torch import nn  # noqa: E402
 
 from costing.hardware_file import load_hardware  # noqa: E402
@@ -21,6 +23,7 @@ from graph_ir.partitioned import PartitionedGraph, Stage  # noqa: E402
 from graph_ir.training import training_graph  # noqa: E402
 from importers import load  # noqa: E402
 from partitioner.mesh import Mesh, MeshAxis  # noqa: E402
+from partitioner.partition import partition  # noqa: E402
 from partitioner.propagate import split_graph  # noqa: E402
 from partitioner.search import Search  # noqa: E402
 from partitioner.strategies import split_passes  # noqa: E402
@@ -28,6 +31,10 @@ from partitioner.strategies.searched import searched  # noqa: E402
 from partitioner.strategy import Prices, Strategy  # noqa: E402
 
 PRICER = NodePricer(load_hardware("h100-sxm-80gb"))
+
+
+def slow(*values: object) -> ParameterSet:
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def node_s(node: Node) -> float:
@@ -48,7 +55,7 @@ def search_of(graph: Graph, parts: int, **prices: float) -> Search:
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("shape", [(8, 4096), (4096, 64), (256, 1024)])
+@pytest.mark.parametrize("shape", [(8, 4096), (4096, 64)])
 def test_cheapest_of_all_plans(shape: tuple[int, int], training: bool) -> None:
     batch, width = shape
     layers = nn.Sequential(nn.Linear(width, 2 * width, bias=False), nn.ReLU())
@@ -66,29 +73,47 @@ def test_cheapest_of_all_plans(shape: tuple[int, int], training: bool) -> None:
     )
 
 
-MODELS = {
-    "gpt": lambda: model(GptBlock(), 4, 8, 32),
-    "llama": lambda: model(LlamaBlock(), 4, 8, 32),
-    "bottleneck": lambda: model(Bottleneck(), 4, 16, 6, 6),
-}
-
-
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize(
+    "name", ["gpt", "resnet", *map(slow, ["llama", "fused", "tied", "mixture"])]
+)
 def test_any_plan_computes_the_same(name: str) -> None:
-    graph = MODELS[name]()
+    """Every operator split along an axis drawn by lot, layers folded."""
+    graph = training_graph(small_model(name))
     given = numbers(graph)
     expected = one_device(graph, given)
     search = search_of(graph, 2)
     rng = random.Random(name)
-    for _ in range(12):
+    for _ in range(3):
         choice = tuple(rng.randrange(n) for n in search.sizes)
         plan = search.plan(choice)
         local = split_graph(graph, search.axes, plan)
         run = PartitionedRun(graph, PartitionedGraph((Stage(local, ""),), 2, 2), given)
-        assert run.check(expected, {"auto": (2, 1)}, 1e-5) > 0.8 * len(graph.nodes)
+        assert run.check(expected) > len(graph.nodes)
 
 
-@pytest.mark.parametrize("width", [1024, 4096])
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        ("fused", {"auto": 2, "pp": 3}),
+        ("gpt", {"auto": 4}),
+        slow("resnet", {"auto": 2}),
+        slow("encoder-decoder", {"auto": 2}),
+        slow("mixture", {"auto": 2, "pp": 3}),
+    ],
+)
+def test_the_found_plan_computes_the_same(name: str, mesh: dict[str, int]) -> None:
+    graph = training_graph(small_model(name))
+    given = numbers(graph)
+    weights = sum(v.type.bytes * v.count for v in graph.parameters)
+    # Whatever is cheapest, and what stores least.
+    for capacity in (None, 2.5 * weights):
+        prices = Prices(node_s, capacity_bytes=capacity)
+        parts = partition(graph, Strategy(Mesh(mesh), prices=prices), node_s)
+        run = PartitionedRun(graph, parts, given)
+        assert run.check(one_device(graph, given)) > len(graph.nodes)
+
+
+@pytest.mark.parametrize("width", [1024, slow(4096)])
 def test_finds_column_then_row_split_of_a_gpt_block(width: int) -> None:
     """Where the weights must be split, what is found are Megatron's pairs of products."""
     graph = model(GptBlock(width, heads=16), 1, 512, width)
@@ -114,7 +139,9 @@ def test_finds_column_then_row_split_of_a_gpt_block(width: int) -> None:
     assert sorted(n.during for n in large) == ["backward"] * 2 + ["forward"] * 2
 
 
-@pytest.mark.parametrize("name", ["gpt", "llama", "bottleneck", "wide gpt", "long gpt"])
+@pytest.mark.parametrize(
+    "name", ["llama", "bottleneck", "long gpt", *map(slow, ["gpt", "wide gpt"])]
+)
 @pytest.mark.parametrize("training", [False, True])
 def test_never_slower_than_what_is_written_by_hand(name: str, training: bool) -> None:
     shapes = {
