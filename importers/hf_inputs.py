@@ -74,12 +74,11 @@ def _main_inputs(model: Any, options: ImportOptions) -> TraceCase:
     batch = options.batch or 1
     main = getattr(model, "main_input_name", "input_ids")
     names = parameters_of(model)
-    generating = options.mode in ("prefill", "decode")
     if "input_ids" not in names and "pixel_values" in names:
         return _vision(model, options, batch)
     if main in ("input_values", "input_features"):
         return _sound(model, options, batch, main)
-    if not generating and has_images(model):
+    if has_images(model):
         return _text_and_more(model, options, batch)
     if "input_ids" not in names:
         if main in ("states", "flattened_patches"):
@@ -184,17 +183,21 @@ def _sound(model: Any, options: ImportOptions, batch: int, main: str) -> TraceCa
     `sequence` is the text's tokens where there is text, else the samples or frames.
     """
     names = parameters_of(model)
-    if options.mode in ("prefill", "decode"):
-        raise OpboundError(
-            f"{type(model).__name__} starts from sound: its generation is not imported; use inference mode"
-        )
     text = "decoder_input_ids" in names
+    if options.mode in ("prefill", "decode") and not text:
+        raise OpboundError(
+            f"{type(model).__name__} makes no text of sound: use inference or training mode"
+        )
     kwargs = {main: sound(model, main, batch, None if text else options.sequence)}
     hints = {main: InputHint(("batch", *[None] * (kwargs[main].ndim - 1)))}
     sequence = None
     if text or "decoder_input_values" in names:
         longest = field_of(model.config, "max_target_positions", "max_position_embeddings")
         sequence = options.sequence or min(DEFAULT_SEQUENCE, int(longest or DEFAULT_SEQUENCE))
+    if options.mode in ("prefill", "decode"):
+        from importers.hf_generation import generation_case
+
+        return generation_case(model, options, batch, sequence or 1, (), media=kwargs)
     if text:
         label = "labels" if options.mode == "training" else "decoder_input_ids"
         kwargs[label] = tokens(batch, sequence or 1)
@@ -247,12 +250,17 @@ def _text_and_more(model: Any, options: ImportOptions, batch: int) -> TraceCase:
     if "qformer_input_ids" in names:
         more["qformer_input_ids"] = torch.zeros(batch, 8, dtype=torch.long)
     text = model.config.get_text_config()
-    text.use_cache = False
+    text.use_cache = options.mode in ("prefill", "decode")
     longest = field_of(text, "max_position_embeddings")
     wanted = options.sequence or min(DEFAULT_SEQUENCE, int(longest or DEFAULT_SEQUENCE))
     more |= companions(model, more, batch, wanted)
     ids = media_tokens(model, batch, wanted, more)
     more |= {k: v for k, v in companions(model, {}, batch, ids.shape[1]).items() if k in more}
+    notes: tuple[str, ...] = ()
+    if ids.shape[1] != wanted:
+        notes = (
+            f"the sequence is {ids.shape[1]} tokens, since the image alone fills {ids.shape[1] - 2}",
+        )
     kwargs = {"input_ids": ids, **more}
     if "use_cache" in names:
         kwargs["use_cache"] = False
@@ -260,6 +268,11 @@ def _text_and_more(model: Any, options: ImportOptions, batch: int) -> TraceCase:
         kwargs["bbox"] = tokens(batch, ids.shape[1] * 4).reshape(batch, -1, 4)
     if "mm_token_type_ids" in names:
         kwargs["mm_token_type_ids"] = (ids == int(model.config.image_token_id)).long()
+    if options.mode in ("prefill", "decode"):
+        from importers.hf_generation import generation_case
+
+        media = {k: v for k, v in kwargs.items() if k not in ("input_ids", "use_cache")}
+        return generation_case(model, options, batch, ids.shape[1], notes, ids=ids, media=media)
     if options.mode == "training":
         kwargs["labels"] = _labels(model, batch, ids.shape[1])
     elif "decoder_input_ids" in names:
@@ -269,11 +282,6 @@ def _text_and_more(model: Any, options: ImportOptions, batch: int) -> TraceCase:
         for k, v in kwargs.items()
         if hasattr(v, "ndim")
     }
-    notes: tuple[str, ...] = ()
-    if ids.shape[1] != wanted:
-        notes = (
-            f"the sequence is {ids.shape[1]} tokens, since the image alone fills {ids.shape[1] - 2}",
-        )
     return TraceCase(
         module=model,
         kwargs=kwargs,

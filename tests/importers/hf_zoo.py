@@ -192,6 +192,8 @@ OWN: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
     "bamba": {"attn_layer_indices": [1]},
     "esm": {"vocab_size": 96, "mask_token_id": 3},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
+    "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {
         "is_decoder": True,
         "axial_pos_embds_dim": [16, 48],
