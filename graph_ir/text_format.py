@@ -77,6 +77,11 @@ def _node_line(node: Node, prefix: str, count: int) -> str:
     return f"{made}{node.op}({operands}){attributes}{module}"
 
 
+def attributes_text(attrs: Mapping[str, Any]) -> str:
+    """A node's attributes on one line, each cut to `MAX_ATTRIBUTE` characters."""
+    return " ".join(_attributes(attrs))
+
+
 def _attributes(attrs: Mapping[str, Any]) -> Iterator[str]:
     for key, value in sorted(attrs.items()):
         # The pass is said once, above its nodes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from graph_ir.errors import OpboundError
 from opbound._version import __version__
@@ -246,7 +247,8 @@ def _add_execution(group: argparse._ArgumentGroup) -> None:
         "--execution",
         choices=EXECUTION,
         default="eager",
-        help="one kernel per operator, or chains fused (default: %(default)s)",
+        help="one kernel per operator; pointwise: forward chains of elementwise operators fused, as "
+        "hand-written kernels do; or fused by a compiler, attention too (default: %(default)s)",
     )
     group.add_argument(
         "--expert-imbalance",
@@ -265,9 +267,7 @@ def _add_execution(group: argparse._ArgumentGroup) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--format", choices=REPORT_FORMATS, default="table", help="default: %(default)s"
-    )
+    add_format(group, REPORT_FORMATS)
     add_file(group)
     add_row_options(group)
     _add_rows(group, "one row per operator")
@@ -276,6 +276,32 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def add_file(group: argparse._ActionsContainer) -> None:
     """Adds the option that names the file to write."""
     group.add_argument("-o", "--output", metavar="FILE", help="write there, whole or not at all")
+
+
+def add_format(group: argparse._ActionsContainer, formats: Sequence[str]) -> None:
+    """Adds the option that chooses the form, and a short one for programs."""
+    group.add_argument(
+        "--format", choices=formats, default=formats[0], help="default: %(default)s"
+    )
+    if "json" in formats:
+        group.add_argument(
+            "--json",
+            dest="format",
+            action="store_const",
+            const="json",
+            default=argparse.SUPPRESS,
+            help="short for --format json",
+        )
+
+
+def add_quiet(group: argparse._ActionsContainer) -> None:
+    """Adds the option that leaves the exit code to speak."""
+    group.add_argument(
+        "-q",
+        "--quiet",
+        action="store_true",
+        help="print nothing but errors; a file given with -o is written",
+    )
 
 
 def _add_rows(group: argparse._ArgumentGroup, every: str) -> None:
@@ -310,7 +336,7 @@ def _add_validate(commands: argparse._SubParsersAction[Parser]) -> None:
         allow_abbrev=False,
     )
     group = parser.add_argument_group("output")
-    group.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
+    add_format(group, FORMATS)
     add_file(group)
 
 

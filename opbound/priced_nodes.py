@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from graph_ir.text_format import attributes_text
 from reports import CostedNode, Instance
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def costed_node(
         engine=cost.engine,
         utilization=cost.utilization,
         terms_s=dict(cost.terms),
+        attributes=attributes_text(node.attrs),
         instances=tuple(map(Instance, node.instances, node.instance_modules)),
         axis=node.attrs.get("axis") if node.phase == "communication" else None,
         sharding=_sharding(node) if any(value.shards for value in values) else (),

@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING
 
 from graph_ir.tensor_type import DType
 from opbound.options import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS, Options
-from reports import Ceiling, CostedNode, Coverage, HardwareInfo, ModelInfo, StrategyInfo
+from reports import (
+    Ceiling,
+    CostedNode,
+    Coverage,
+    HardwareInfo,
+    ModelInfo,
+    StrategyInfo,
+    TensorInfo,
+)
 
 if TYPE_CHECKING:
     from costing.hardware import Hardware
-    from graph_ir.graph import Graph, Node
+    from graph_ir.graph import Graph, Node, Value
     from importers import ImportedModel
 
 
@@ -33,7 +41,16 @@ def model_info(model: ImportedModel, options: Options, microbatches: int = 1) ->
         new_tokens=(options.new_tokens or DEFAULT_NEW_TOKENS) if generation else None,
         file_bytes=_file_bytes(model.source),
         dims=dict(model.dims),
+        inputs=_tensors(value for value in model.graph.inputs if value.kind == "input"),
+        outputs=_tensors(model.graph.outputs),
         notes=tuple(model.notes),
+    )
+
+
+def _tensors(values: Iterable[Value]) -> tuple[TensorInfo, ...]:
+    return tuple(
+        TensorInfo(name=value.name, dtype=value.type.dtype.label, shape=value.type.shape)
+        for value in values
     )
 
 

@@ -17,6 +17,7 @@ from reports.report import (
     PipelineRank,
     Report,
     StrategyInfo,
+    TensorInfo,
     TimelineEvent,
     Totals,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "Report",
     "StepTimes",
     "StrategyInfo",
+    "TensorInfo",
     "TimelineEvent",
     "Totals",
     "build_report",

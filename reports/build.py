@@ -56,6 +56,7 @@ class CostedNode:
     engine: str
     utilization: float
     terms_s: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    attributes: str = ""
     instances: tuple[Instance, ...] = ()
     """The nodes folded into this one; empty where it stands for itself."""
     axis: str | None = None
@@ -172,6 +173,7 @@ def _row(node: CostedNode, step_time_s: float) -> OpRow:
         engine=node.engine,
         utilization=node.utilization,
         terms_s={bound: term_s * node.count for bound, term_s in node.terms_s.items()},
+        attributes=node.attributes,
         instances=node.instances,
         axis=node.axis,
         sharding=node.sharding,

@@ -59,6 +59,15 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo(Record):
+    """An input or an output of the model, of one micro-batch."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo(Record):
     """Which model was analysed and how it was read."""
 
@@ -80,6 +89,8 @@ class ModelInfo(Record):
     """Size of the model's file, without external data; None where the model is no file."""
     dims: Mapping[str, int] = field(default_factory=lambda: _EMPTY)
     """Dynamic dims by name with the sizes they were bound to."""
+    inputs: tuple[TensorInfo, ...] = ()
+    outputs: tuple[TensorInfo, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -182,6 +193,8 @@ class OpRow(Record):
     terms_s: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
     """Every term of the time by bound. The time is the largest of them and the latency, and what
     the operator's shape loses on top (partly filled tiles, idle processors)."""
+    attributes: str = ""
+    """What the operator is told besides its operands, as `opbound graph` prints it: `axis=1`."""
     instances: tuple[Instance, ...] = ()
     """The nodes behind a group; empty for a single node."""
     axis: str | None = None

@@ -31,6 +31,7 @@ def fold_rows(rows: Iterable[OpRow]) -> tuple[OpRow, ...]:
             layer_pattern(row.name),
             row.op,
             row.phase,
+            row.attributes,
             row.shapes,
             row.dtypes,
             row.engine,

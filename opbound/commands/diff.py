@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from graph_ir.errors import OpboundError
 from opbound.parser import Parser
-
-if TYPE_CHECKING:
-    from reports import Report
 
 EXIT_SAME = 0
 EXIT_DIFFERENT = 1
@@ -22,6 +18,15 @@ examples:
 
 exit code: 0 the same work (names aside), 1 it differs, 2 trouble
 """
+
+_CHOSEN = ("hardware", "mode", "schedule", "balance", "recompute", "execution")
+"""Options that have a value when nothing is typed."""
+
+
+class _Untyped(str):
+    """A default: a saved report's own option goes before it, but not before the same word typed."""
+
+    __slots__ = ()
 
 
 def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
@@ -42,56 +47,41 @@ def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
     parser.add_argument("base", metavar="BASE", help="the old model or its report (JSON)")
     parser.add_argument("new", metavar="NEW", help="the new model or its report (JSON)")
     arguments.add_analysis(parser)
+    for name in _CHOSEN:
+        parser.set_defaults(**{name: _Untyped(parser.get_default(name))})
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--format",
-        choices=("table", "json", "markdown", "html"),
-        default="table",
-        help="default: %(default)s",
-    )
+    arguments.add_format(group, ("table", "json", "markdown", "html"))
     arguments.add_file(group)
+    arguments.add_quiet(group)
     group.add_argument("--top", type=int, metavar="N", help="only the N costliest changes")
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compares, writes, and returns 0 for the same work, else 1."""
+    from opbound.arguments import options_of
+    from opbound.diffing import difference_of
     from opbound.output import Output
     from opbound.progress import progress
-    from reports.diff import compare, diff_html, diff_json, diff_markdown, diff_text
+    from reports.diff import diff_html, diff_json, diff_markdown, diff_text
 
     labels = (arguments.base, arguments.new)
+    options = options_of(arguments)
+    chosen = {name: getattr(arguments, name) for name in _CHOSEN}
+    typed = {name: value for name, value in chosen.items() if not isinstance(value, _Untyped)}
+    if arguments.top is not None and arguments.top < 0:
+        raise OpboundError(f"--top {arguments.top}: give 0 or more")
     with Output(arguments.output) as output:
         with progress() as say:
-            before = read_or_analyze(arguments.base, arguments, say)
-            after = read_or_analyze(arguments.new, arguments, say)
-            say("matching the operators")
-            difference = compare(before, after)
+            difference = difference_of(arguments.base, arguments.new, options, say, typed)
         if arguments.format == "json":
-            output.write(diff_json(difference, labels))
+            text = diff_json(difference, labels)
         elif arguments.format == "markdown":
-            output.write(diff_markdown(difference, labels, top=arguments.top))
+            text = diff_markdown(difference, labels, top=arguments.top)
         elif arguments.format == "html":
-            output.write(diff_html(difference, labels))
+            text = diff_html(difference, labels)
         else:
-            output.write(diff_text(difference, labels, top=arguments.top))
+            text = diff_text(difference, labels, top=arguments.top)
+        if not arguments.quiet or arguments.output is not None:
+            output.write(text)
     return EXIT_SAME if difference.same_work else EXIT_DIFFERENT
-
-
-def read_or_analyze(
-    model: str, arguments: argparse.Namespace, say: Callable[[str], None]
-) -> Report:
-    """The report of a model, or the report itself where a saved one is given.
-
-    Raises:
-        OpboundError: if it is neither.
-    """
-    from opbound.saved_reports import saved_report
-
-    found = saved_report(model)
-    if found is not None:
-        return found
-    from opbound.analysis import run as analyze
-    from opbound.arguments import options_of
-
-    return analyze(model, options_of(arguments), progress=say)

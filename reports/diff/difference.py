@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from reports.diff.matching import Match, match_rows
+from reports.diff.order import in_model_order
 from reports.report import OpRow, Report
 from reports.rows import layer_pattern, worth_showing
 
-STATES = ("added", "removed", "changed", "moved", "renamed", "same")
-"""What became of an operator. Moved, renamed and same do the same work."""
+if TYPE_CHECKING:
+    from reports.diff.finding import Finding
+
+STATES = ("added", "removed", "changed", "respelled", "moved", "renamed", "same")
+"""What became of an operator. From `respelled` on they do the same work."""
 
 _DIFFERENT = frozenset({"added", "removed", "changed"})
 
@@ -111,19 +116,35 @@ class Difference:
     changes: tuple[Change, ...]
     """Of all operators that are no mere views, in the model's order."""
     totals: tuple[TotalChange, ...]
+    same_when_fused: bool | None = None
+    """Whether a fusing compiler makes the same of both; None where nobody looked."""
 
     @cached_property
     def same_work(self) -> bool:
-        """Whether both models do the same: names and the order of independent operators aside."""
+        """Whether both models do the same.
+
+        Names, the order of independent operators, the values of weights, and whether a product and the
+        addition after it are one operator or two, do not count. Nor does how work is spelled, where a
+        fusing compiler makes the same of both and even unfused they compute and move as much: three
+        slices or one split. A fusion that is lost moves more, and counts.
+        """
+        from reports.diff.interface import same_interface
+
+        different = self.of(*_DIFFERENT)
+        keys = ("flops", "bytes_read", "bytes_written", "bytes_communicated")
+        spelling = self.same_when_fused and not any(
+            sum(change.change(key) for change in different) for key in keys
+        )
         return not (
-            any(change.state in _DIFFERENT for change in self.changes)
+            (different and not spelling)
             or self.before.totals.parameters != self.after.totals.parameters
-            or set(self.before.model.dims) != set(self.after.model.dims)
+            or sorted(self.before.model.dims.values()) != sorted(self.after.model.dims.values())
+            or not same_interface(self)
         )
 
     @cached_property
-    def findings(self) -> tuple[str, ...]:
-        """What happened, in sentences."""
+    def findings(self) -> tuple[Finding, ...]:
+        """What happened, each with a kind and a sentence."""
         from reports.diff.findings import find
 
         return tuple(find(self))
@@ -137,15 +158,31 @@ class Difference:
         return sum(change.count for change in self.of(state))
 
 
-def compare(before: Report, after: Report) -> Difference:
-    """Matches every operator of two reports and says what changed."""
-    old = [row for row in before.every_node().operators if worth_showing(row)]
-    new = [row for row in after.every_node().operators if worth_showing(row)]
+def compare(before: Report, after: Report, *, same_when_fused: bool | None = None) -> Difference:
+    """Matches every operator of two reports and says what changed.
+
+    Args:
+        before: the old report.
+        after: the new report.
+        same_when_fused: whether both models, analysed with fused execution, are the same work.
+    """
+    old, new = _rows(before), _rows(after)
+    if not (_has_attributes(before) and _has_attributes(after)):
+        # Schema 1.0 does not say them: they cannot be compared, and nothing is made of it.
+        old, new = ([replace(row, attributes="") for row in rows] for rows in (old, new))
     groups: dict[tuple[Hashable, ...], list[Match]] = {}
     for match in match_rows(old, new):
         groups.setdefault(_kind(match), []).append(match)
     changes = tuple(Change(state_of(matches[0]), tuple(matches)) for matches in groups.values())
-    return Difference(before, after, changes, _totals(before, after, old, new))
+    return Difference(before, after, changes, _totals(before, after, old, new), same_when_fused)
+
+
+def _rows(report: Report) -> list[OpRow]:
+    return [row for row in in_model_order(report.operators) if worth_showing(row)]
+
+
+def _has_attributes(report: Report) -> bool:
+    return report.schema_version != "1.0"
 
 
 def state_of(match: Match) -> str:
@@ -155,14 +192,23 @@ def state_of(match: Match) -> str:
     if match.after is None:
         return "removed"
     if not match.same_work:
-        return "changed"
+        return "respelled" if match.respelled else "changed"
     return "moved" if match.moved else "renamed" if match.renamed else "same"
 
 
 def _kind(match: Match) -> tuple[Hashable, ...]:
     """What operators have in common that are told in one line."""
     rows = [
-        row and (layer_pattern(row.label), row.op, row.phase, row.shapes, row.dtypes, row.bound)
+        row
+        and (
+            layer_pattern(row.label),
+            row.op,
+            row.phase,
+            row.shapes,
+            row.dtypes,
+            row.attributes,
+            row.bound,
+        )
         for row in (match.before, match.after)
     ]
     return (state_of(match), *rows)

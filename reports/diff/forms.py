@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from reports.diff.difference import Change, Difference, TotalChange
+from reports.diff.difference import STATES, Change, Difference, TotalChange
 from reports.layout import Cells
 from reports.markdown import escape, markdown_table
 from reports.quantities import bytes_text, percent_text, plain_text, scaled_text, time_text
@@ -56,7 +56,7 @@ def diff_json(difference: Difference, labels: tuple[str, str]) -> str:
         "same_work": difference.same_work,
         "base": _source(difference.before, labels[0]),
         "new": _source(difference.after, labels[1]),
-        "findings": list(difference.findings),
+        "findings": [finding._asdict() for finding in difference.findings],
         "totals": {
             total.name: {
                 "base": total.before,
@@ -66,10 +66,7 @@ def diff_json(difference: Difference, labels: tuple[str, str]) -> str:
             }
             for total in difference.totals
         },
-        "operators": {
-            state: difference.count(state)
-            for state in ("same", "renamed", "moved", "changed", "added", "removed")
-        },
+        "operators": {state: difference.count(state) for state in reversed(STATES)},
         "changes": [_change(c) for c in difference.changes if c.state != "same" or c.flips],
     }
     return json.dumps(plain, indent=2, allow_nan=False) + "\n"
@@ -126,7 +123,7 @@ def _told(difference: Difference) -> list[str]:
     """The findings that a person reads: two other models would have hundreds."""
     rest = len(difference.findings) - _MOST_FINDINGS
     more = [f"and {rest} more findings, in the JSON form"] if rest > 0 else []
-    return [*difference.findings[:_MOST_FINDINGS], *more]
+    return [*map(str, difference.findings[:_MOST_FINDINGS]), *more]
 
 
 def _verdict(difference: Difference) -> str:

@@ -1,20 +1,29 @@
-"""Which operator of one report is which of another: by name, else by structure.
+"""Which operator of one report is which of another: by structure, and by name where names agree with it.
 
 A name is no proof: exporters number nodes, and a node put in shifts all numbers after it. So operators
-match first where name *and* work agree, then by their work in the order of the model (a longest common
-subsequence), and only what is left by name alone, as changed.
+match first by their work in the order of the model (a longest common subsequence), where names decide
+only if they cost no match; then by their work wherever they stand; and what is left, place by place, as
+changed.
 """
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from math import prod
 
+from graph_ir.errors import OpboundError
 from reports.report import OpRow
 
 Key = Callable[[OpRow], Hashable]
+
+_NO_STRUCTURE = re.compile(
+    r"(?<!\S)(view|epilogue|inplace|scalar_first|during=\S+|\w+=-?(\d+\.\d*(e[-+]?\d+)?|\d+e[-+]?\d+|inf|nan))(?!\S)\s?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,15 @@ class Match:
         return both and work(self.before) == work(self.after)  # type: ignore[arg-type]
 
     @property
+    def respelled(self) -> bool:
+        """Whether both compute the same and move other bytes: a product that adds its bias, or does not."""
+        if self.before is None or self.after is None or self.same_work:
+            return False
+        kinds = {op_kind(self.before.op), op_kind(self.after.op)}
+        joined = kinds <= {"contraction"} or kinds <= {"elementwise"}
+        return joined and arithmetic(self.before) == arithmetic(self.after)
+
+    @property
     def renamed(self) -> bool:
         """Whether both have it, under two names."""
         both = self.before is not None and self.after is not None
@@ -53,7 +71,47 @@ class Match:
 def work(row: OpRow) -> tuple[Hashable, ...]:
     """What an operator does, whatever it is called."""
     moved = (row.bytes_read, row.bytes_written, row.bytes_communicated)
-    return (row.op, row.phase, row.count, row.shapes, row.dtypes, row.flops, *moved)
+    return (row.op, row.phase, row.count, row.shapes, row.dtypes, row.flops, structure(row), *moved)
+
+
+def arithmetic(row: OpRow) -> tuple[Hashable, ...]:
+    """What an operator computes, however a product is spelled and whatever goes through memory.
+
+    `linear` and `matmul` are one, on rows of tokens or on samples of them: how many elements the operands
+    and the result have, and the FLOPs, say what a product contracts.
+    """
+    kind = op_kind(row.op)
+    if kind not in ("contraction", "elementwise") or structure(row):
+        return (row.op, row.phase, row.count, row.shapes, row.dtypes, row.flops, structure(row))
+    op = "product" if kind == "contraction" else row.op
+    # In any order: an addition's operands may stand either way round, and a row does not say which
+    # of its shapes are results.
+    tensors = tuple(sorted(zip(map(prod, row.shapes), row.dtypes, strict=True)))
+    return (op, row.phase, row.count, tensors, row.flops)
+
+
+@cache
+def op_kind(op: str) -> str:
+    """The kind of an operator's record; empty without one."""
+    from graph_ir.op_def import op_def
+
+    try:
+        return op_def(op).kind
+    except OpboundError:
+        return ""
+
+
+def structure(row: OpRow) -> str:
+    """The attributes that say which elements meet which.
+
+    Left out: decimal numbers (an epsilon, a scale: values, as a weight's are) and how it is run.
+    """
+    return _structure(row.attributes)
+
+
+@cache
+def _structure(attributes: str) -> str:
+    return _NO_STRUCTURE.sub("", attributes).strip()
 
 
 def match_rows(before: Sequence[OpRow], after: Sequence[OpRow]) -> list[Match]:
@@ -75,18 +133,57 @@ def match_rows(before: Sequence[OpRow], after: Sequence[OpRow]) -> list[Match]:
     def by(key: Key) -> tuple[list[Hashable], list[Hashable]]:
         return [key(before[i]) for i in old], [key(after[j]) for j in new]
 
-    join(_equal(old, new, *by(lambda row: (row.label, work(row)))))
-    join(_aligned(old, new, *by(work)))
+    works = [work(row) for row in before], [work(row) for row in after]
+    join(_same_work(before, after, *works))
     moved_from = len(partner)
     join(_equal(old, new, *by(work)))
     moved = set(list(partner)[moved_from:]) | _out_of_order(partner)
+    # At one place of the model an operator of the same kind is taken for the old one, changed: first
+    # what computes the same, then what has the same shapes, then any.
     places = _places(partner, moved, len(before), len(after))
+    keys: tuple[Key, ...] = (
+        arithmetic,
+        lambda row: (row.op, row.phase, row.shapes),
+        lambda row: (row.op, row.phase),
+    )
+    for key in keys:
+        old_keys = [(places[0][i], key(before[i])) for i in old]
+        join(_equal(old, new, old_keys, [(places[1][j], key(after[j])) for j in new]))
     join(_equal(old, new, *by(lambda row: (row.label, row.op, row.phase))))
-    # At one place of the model an operator of the same kind is taken for the old one, changed.
-    old_keys: list[Hashable] = [(places[0][i], before[i].op, before[i].phase) for i in old]
-    new_keys: list[Hashable] = [(places[1][j], after[j].op, after[j].phase) for j in new]
-    join(_equal(old, new, old_keys, new_keys))
     return _matches(before, after, partner, moved, places)
+
+
+def _same_work(
+    before: Sequence[OpRow],
+    after: Sequence[OpRow],
+    old_works: Sequence[Hashable],
+    new_works: Sequence[Hashable],
+) -> list[tuple[int, int]]:
+    """Pairs of the same work: with the help of names where that finds as many in order as without."""
+    old, new = range(len(before)), range(len(after))
+    named = _equal(
+        old,
+        new,
+        [(row.label, key) for row, key in zip(before, old_works, strict=True)],
+        [(row.label, key) for row, key in zip(after, new_works, strict=True)],
+    )
+    if len(named) == min(len(before), len(after)):
+        # Every operator has its name still: what changed place has moved.
+        return named
+    partner = dict(named)
+    anchors = sorted(set(partner) - _out_of_order(partner))
+    by_name: list[tuple[int, int]] = []
+    i = j = 0
+    for anchor in (*anchors, None):
+        end_i, end_j = (len(before), len(after)) if anchor is None else (anchor, partner[anchor])
+        by_name += _aligned(
+            range(i, end_i), range(j, end_j), old_works[i:end_i], new_works[j:end_j]
+        )
+        if anchor is not None:
+            by_name.append((anchor, end_j))
+        i, j = end_i + 1, end_j + 1
+    by_work = _aligned(old, new, old_works, new_works)
+    return by_name if len(by_name) >= len(by_work) else by_work
 
 
 def _equal(
@@ -111,6 +208,8 @@ def _aligned(
     new_keys: Sequence[Hashable],
 ) -> list[tuple[int, int]]:
     """Pairs of a longest common subsequence of the keys."""
+    if not old_keys or not new_keys:
+        return []
     from rapidfuzz.distance import LCSseq
 
     numbers: dict[Hashable, int] = {}
