@@ -231,4 +231,9 @@ def _main_memory_bytes(
     side = engine.processors**0.5
     again_a = np.where(s.a_bytes <= cache, 1.0, np.maximum(s.n / (side * tile.n), 1.0))
     again_b = np.where(s.b_bytes <= cache, 1.0, np.maximum(s.m / (side * tile.m), 1.0))
-    return s.a_bytes * again_a + s.b_bytes * again_b + result
+    keeps = max((level.keeps_bytes for level in hardware.memory[:-1]), default=0.0)
+    if not keeps:
+        return s.a_bytes * again_a + s.b_bytes * again_b + result
+    # Activations that the kernel before left in a cache; weights come from memory once per step.
+    kept = s.a_bytes + result <= keeps
+    return s.b_bytes * again_b + np.where(kept, 0.0, s.a_bytes * again_a + result)

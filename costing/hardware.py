@@ -157,6 +157,9 @@ class MemoryLevel:
     """Time until the stream flows: t = latency + bytes / (efficiency * bandwidth)."""
     processor_bytes_per_s: float | None = None
     """What one processor alone can draw; None when a single one can saturate the level."""
+    keeps_bytes: float = 0.0
+    """Operands up to this size, those of one kernel together, are still here from the kernels before
+    and need not come from farther levels; 0: nothing is kept between kernels."""
 
     @property
     def sustained_bytes_per_s(self) -> float:

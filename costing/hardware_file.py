@@ -267,6 +267,7 @@ def _memory_level(s: _Section) -> MemoryLevel:
         efficiency=s.quantity("efficiency", "fraction"),
         latency_s=s.quantity("latency", "seconds"),
         processor_bytes_per_s=per_processor or None,
+        keeps_bytes=s.quantity("keeps", "bytes", 0.0),
     )
     s.done()
     return level

@@ -86,7 +86,7 @@ class NodePricer:
         seconds = extra / level.sustained_bytes_per_s
         name = memory_bound(level.name)
         first_byte = level.latency_s
-        terms = {**main.terms, name: max(main.terms[name] + seconds, first_byte)}
+        terms = {**main.terms, name: max(main.terms.get(name, 0.0) + seconds, first_byte)}
         floor = self.hardware.launch.device_latency_s + max(terms.values())
         rest = sum((alone[i].time_s for i in heavy[1:]), 0.0)
         return replace(

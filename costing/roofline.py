@@ -96,6 +96,9 @@ def streaming_cost(
     terms = {COMPUTE: first_byte + executed / engine.sustained(dtype)}
     for level in hardware.memory:
         terms[memory_bound(level.name)] = first_byte + moved / level.sustained_bytes_per_s
+        if moved <= level.keeps_bytes:
+            # The operands are still there: no farther level is asked.
+            break
     return classify(
         hardware,
         engine,

@@ -54,7 +54,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
         "--backward", action="store_true", help="measure the backward pass too (torch models)"
     )
     parser.add_argument(
-        "--repeats", type=int, default=5, metavar="N", help="profiled runs (default: %(default)s)"
+        "--repeats", type=int, default=10, metavar="N", help="profiled runs (default: %(default)s)"
     )
     _add_sizes(parser, generation=False)
     group = parser.add_argument_group("output")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, product
-from statistics import median
 from typing import Any
 
 from graph_ir.tensor_type import DType
-from opbound.device.stopwatch import HostClock, median_s
+from opbound.device.stopwatch import HostClock, typical, typical_s
 from opbound.device.target import Target
 
 _GRAPH_KERNELS = 200
 _MOST_COPIES = 256
+_FUNCTIONS = ("exp", "log", "sigmoid", "tanh", "erf", "gelu", "silu", "sqrt")
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def measure_products(
 ) -> Iterator[Product]:
     """Times each shape."""
     for m, n, k in shapes:
-        seconds = median_s(
+        seconds = typical_s(
             target.clock, product_of(target, dtype, m, n, k), budget_s=budget_s / len(shapes)
         )
         yield Product(dtype, m, n, k, seconds)
@@ -125,7 +126,7 @@ def measure_copies(target: Target, sizes: list[int], budget_s: float) -> Iterato
         source = torch.ones(moved // 8, dtype=torch.float32, device=target.device)
         there = torch.empty_like(source)
         work = _copy(there, source)
-        yield Copy(moved, median_s(target.clock, work, budget_s=budget_s / len(sizes)))
+        yield Copy(moved, typical_s(target.clock, work, budget_s=budget_s / len(sizes)))
 
 
 def _copy(there: Any, source: Any) -> Callable[[], object]:
@@ -139,22 +140,17 @@ def elementwise_rates(target: Target, *, budget_s: float) -> dict[str, float]:
 
     torch = target.torch
     elements = 1 << (24 if target.is_cuda else 16)
-    x = torch.randn(elements, device=target.device)
-    out = torch.empty_like(x)
-    functions = {"exp": torch.exp, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
+    type_ = TensorType((elements,), DType.FLOAT32)
+    x = torch.rand(elements, device=target.device)
     rates = {}
-    for name, function in functions.items():
+    for name in _FUNCTIONS:
         builder = GraphBuilder()
-        type_ = TensorType((elements,), DType.FLOAT32)
         builder.emit(name, [builder.add_input("x", type_)], [type_], name=name)
-        flops = builder.nodes[0].flops
-        work = _into(function, x, out)
-        rates[name] = flops / median_s(target.clock, work, budget_s=budget_s / len(functions))
+        function = getattr(torch, name, None) or getattr(torch.nn.functional, name)
+        work = partial(function, x)
+        seconds = typical_s(target.clock, work, budget_s=budget_s / len(_FUNCTIONS))
+        rates[name] = builder.nodes[0].flops / seconds
     return rates
-
-
-def _into(function: Callable[..., object], x: Any, out: Any) -> Callable[[], object]:
-    return lambda: function(x, out=out)
 
 
 def launch_s(target: Target, *, budget_s: float) -> tuple[float, float]:
@@ -169,7 +165,7 @@ def launch_s(target: Target, *, budget_s: float) -> tuple[float, float]:
         return torch.relu(tiny)
 
     if not target.is_cuda:
-        issued_s = median_s(target.clock, work, budget_s=budget_s)
+        issued_s = typical_s(target.clock, work, budget_s=budget_s)
         return issued_s, issued_s
     return _graph_s(target, work, budget_s), _issue_s(target, work)
 
@@ -187,7 +183,7 @@ def _graph_s(target: Target, work: Callable[[], object], budget_s: float) -> flo
     with cuda.graph(graph):
         for _ in range(_GRAPH_KERNELS):
             work()
-    return median_s(target.clock, graph.replay, budget_s=budget_s) / _GRAPH_KERNELS
+    return typical_s(target.clock, graph.replay, budget_s=budget_s) / _GRAPH_KERNELS
 
 
 def _issue_s(target: Target, work: Callable[[], object], calls: int = 500) -> float:
@@ -201,4 +197,4 @@ def _issue_s(target: Target, work: Callable[[], object], calls: int = 500) -> fl
         for _ in range(calls):
             work()
         found.append(clock.end() / calls)
-    return median(found)
+    return typical(found)

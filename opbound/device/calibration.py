@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import geometric_mean
+from statistics import median
 from typing import Any
 
 from costing.hardware import Tile
@@ -87,7 +87,7 @@ def _calibrate(target: Target, name: str, progress: Progress, quick: bool) -> st
             )
             products.append(product)
     progress("finding the overheads of the engines")
-    engines, errors = _engines(target, products, memory, between_s, geometric_mean(rates.values()))
+    engines, errors = _engines(target, products, memory, between_s, median(rates.values()))
     links: list[dict[str, Any]] = []
     if target.is_cuda and target.devices > 1:
         from opbound.device.collectives import measured_link
@@ -144,14 +144,16 @@ def _sources(
     return {
         "system": f"as the system describes the device; {origin}",
         "launch": f"{how}, opbound {__version__}: kernels of one element, one after the other",
-        "copies": f"{how}: copies between two buffers, read and written bytes together, median of "
-        "repeats; the bandwidth is that of the best size that fits the level, the efficiency the "
-        "median over these sizes",
-        "products": f"{how}: the fastest of the products of a dtype, each the median of repeats",
+        "copies": f"{how}: copies between two buffers, read and written bytes together, the "
+        "lower quartile of repeats; the bandwidth is that of the best size that fits the level, the "
+        "efficiency the median over these sizes",
+        "keeps": f"{how}: the largest copy, read and written bytes together, that ran nearer to the "
+        "cache's bandwidth than to main memory's",
+        "products": f"{how}: the fastest of the products of a dtype, each the lower quartile of repeats",
         "fit": f"{how}: the figures with which the cost model comes nearest to {products} measured "
         f"products (mean error: {off})",
         "tiles": "estimate: block sizes of BLAS and CUTLASS kernels",
-        "elementwise": f"{how}: geometric mean of functions on operands that a cache holds, in "
+        "elementwise": f"{how}: median over functions on operands that a cache holds, in "
         f"FLOP/s as opbound counts them ({functions})",
         "collectives": f"{how}: all-reduces over 2 and all devices, latency and bandwidth by least "
         "squares",

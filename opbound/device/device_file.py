@@ -48,7 +48,10 @@ def matrix_engine(
         "kinds": list(kinds),
         "processors": figure(processors, "system"),
         "peak": {label: figure(rate(value), "products") for label, value in peaks.items()},
-        "efficiency": {"default": figure(share(overheads.efficiency), "fit")},
+        "efficiency": {
+            **{label: figure(share(part), "fit") for label, part in overheads.efficiency.items()},
+            "default": figure(share(min(overheads.efficiency.values())), "fit"),
+        },
         "tiles": figure([f"{tile.m}x{tile.n}" for tile in tiles], "tiles"),
         "tile_overhead": figure(duration(overheads.tile_overhead_s), "fit"),
         "unhidden": figure(share(overheads.unhidden), "fit"),
@@ -71,12 +74,14 @@ def vector_engine(name: str, processors: str, flops_per_s: float) -> dict[str, A
 
 def memory_entry(level: MemoryLevel) -> dict[str, Any]:
     """A memory level whose copies were measured."""
+    keeps = figure(f"{level.keeps_bytes:.0f} B", "keeps")
     return {
         "name": level.name,
         "capacity": figure(f"{level.capacity_bytes:.0f} B", "system"),
         "bandwidth": figure(bandwidth(level.bandwidth_bytes_per_s), "copies"),
         "efficiency": figure(share(level.efficiency), "copies"),
         "latency": figure("0 us", "launch"),
+        **({"keeps": keeps} if level.keeps_bytes else {}),
     }
 
 
@@ -107,6 +112,6 @@ def file_text(content: Mapping[str, Any]) -> str:
 
     head = "# Measured by opbound calibrate: see `sources` for when, where and how.\n"
     text: str = yaml.safe_dump(
-        dict(content), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
+        dict(content), sort_keys=False, default_flow_style=None, width=1000, allow_unicode=True
     )
     return head + text

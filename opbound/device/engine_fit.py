@@ -7,7 +7,7 @@ figure for all shapes and dtypes of the engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -15,15 +15,15 @@ import numpy as np
 
 from costing.gemm import gemm_cost
 from costing.hardware import MATRIX, Engine, Hardware, Launch, MemoryLevel, Tile
-from graph_ir.tensor_type import DType
+from costing.kernel_cost import Array
 from opbound.device.benchmarks import Copy, Product
 
 _GRID: dict[str, tuple[float, ...]] = {
-    "efficiency": tuple(x / 100 for x in range(60, 101, 2)),
     "tile_overhead_s": (0.0, *(float(x) for x in np.geomspace(1e-8, 2e-5, 18))),
     "operand_cost": (0.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0),
     "unhidden": tuple(x / 10 for x in range(11)),
 }
+_EFFICIENCIES = tuple(x / 100 for x in range(50, 101, 2))
 _ROUNDS = 3
 _PART_OF_LEVEL = 0.7
 """A copy larger than this part of a cache shares it with too much else to be counted to it."""
@@ -33,7 +33,8 @@ _PART_OF_LEVEL = 0.7
 class Overheads:
     """What the products say about an engine."""
 
-    efficiency: float
+    efficiency: dict[str, float]
+    """By dtype."""
     tile_overhead_s: float
     operand_cost: float
     unhidden: float
@@ -76,8 +77,25 @@ def levels_of(
         best = max(rates)
         if found:
             best = min(best, found[-1].bandwidth_bytes_per_s)
-        found.append(MemoryLevel(name, size, best, min(median(rates) / best, 1.0), 0.0))
-    return found
+        share = min(median(rates) / best, 1.0)
+        found.append(MemoryLevel(name, size, best, share, latency_s=0.0))
+    return _keeping(found, copies, launch_s)
+
+
+def _keeping(
+    levels: list[MemoryLevel], copies: Sequence[Copy], launch_s: float
+) -> list[MemoryLevel]:
+    """Says what the last cache keeps: the largest copy that ran nearer to its speed than to main memory's."""
+    if len(levels) < 2:
+        return levels
+    cache, main = levels[-2], levels[-1]
+    limit = (cache.sustained_bytes_per_s * main.sustained_bytes_per_s) ** 0.5
+    kept = 0
+    for copy in copies:
+        if copy.seconds <= 2 * launch_s or copy.moved_bytes / (copy.seconds - launch_s) >= limit:
+            kept = copy.moved_bytes
+    kept = min(kept, int(cache.capacity_bytes))
+    return [*levels[:-2], replace(cache, keeps_bytes=float(kept)), main]
 
 
 def peaks_of(products: Sequence[Product]) -> dict[str, float]:
@@ -109,28 +127,40 @@ def fit_overheads(
         "engine", (MATRIX,), processors, peaks_of(products), {"default": 1.0}, tiles=tuple(tiles)
     )
     launch = Launch(launch_s, launch_s, hidden=True)
-    by_dtype = {p.dtype for p in products}
-    groups = [[p for p in products if p.dtype is dtype] for dtype in sorted(by_dtype, key=str)]
+    groups: dict[str, list[Product]] = {}
+    for product in products:
+        groups.setdefault(product.dtype.label, []).append(product)
+    efficiency = dict.fromkeys(groups, 1.0)
+    figures = {key: values[0] for key, values in _GRID.items()}
 
-    def errors(figures: dict[str, float]) -> np.ndarray:
-        rest = {key: value for key, value in figures.items() if key != "efficiency"}
-        engine = replace(plain, efficiency={"default": figures["efficiency"]}, **rest)
+    def errors(labels: Iterable[str], sustained: dict[str, float], **changed: float) -> Array:
+        shares = {"default": 1.0, **sustained}
+        engine = replace(plain, efficiency=shares, **{**figures, **changed})
         device = Hardware("device", "", (engine,), tuple(memory), (), launch)
-        ratios = [_ratios(device, group[0].dtype, group) for group in groups]
-        return np.concatenate(ratios)
+        return np.concatenate([_ratios(device, groups[label]) for label in labels])
 
-    figures = {key: values[0] for key, values in _GRID.items()} | {"efficiency": 1.0}
+    def distance(ratios: Array) -> float:
+        # In logarithms, so that twice too slow counts as much as twice too fast.
+        return float(np.abs(np.log(ratios)).mean())
+
     for _ in range(_ROUNDS):
-        for key, values in _GRID.items():
-            # In logarithms, so that twice too slow counts as much as twice too fast.
-            figures[key] = min(
-                values, key=lambda v: float(np.abs(np.log(errors({**figures, key: v}))).mean())
+        for label in groups:
+            efficiency[label] = min(
+                _EFFICIENCIES,
+                key=lambda v, label=label: distance(errors([label], {label: v})),  # type: ignore[misc]
             )
-    return Overheads(**figures, mean_error=float(np.abs(errors(figures) - 1).mean()))
+        for key, values in _GRID.items():
+            figures[key] = min(
+                values,
+                key=lambda v, key=key: distance(errors(groups, efficiency, **{key: v})),  # type: ignore[misc]
+            )
+    error = float(np.abs(errors(groups, efficiency) - 1).mean())
+    return Overheads(efficiency, **figures, mean_error=error)
 
 
-def _ratios(device: Hardware, dtype: DType, products: Sequence[Product]) -> np.ndarray:
+def _ratios(device: Hardware, products: Sequence[Product]) -> Array:
+    """Predicted over measured."""
     shapes = np.array([(p.m, p.n, p.k) for p in products], dtype=float).T
-    predicted_s = gemm_cost(device, dtype, *shapes).time_s
-    ratios: np.ndarray = predicted_s / np.array([p.seconds for p in products])
+    predicted_s = gemm_cost(device, products[0].dtype, *shapes).time_s
+    ratios: Array = predicted_s / np.array([p.seconds for p in products])
     return ratios

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from graph_ir.errors import OpboundError
-from opbound.device.stopwatch import HostClock, median_s
+from opbound.device.stopwatch import HostClock, typical, typical_s
 from opbound.device.target import Target
 from opbound.device.torch_run import Measured
 
@@ -65,10 +65,9 @@ def run_onnx(
         try:
             plain = _session(onnxruntime, data, path, target, None)
             feed = _feed(plain, shapes, path)
-            whole_s = median_s(
-                HostClock(), lambda: plain.run(None, feed), budget_s=2.0, samples=max(3, repeats)
+            whole_s = typical_s(
+                HostClock(), partial(plain.run, None, feed), budget_s=2.0, samples=repeats
             )
-            del plain
             session = _session(onnxruntime, data, path, target, str(Path(folder) / "profile"))
             for _ in range(repeats + 1):
                 session.run(None, feed)
@@ -84,7 +83,7 @@ def run_onnx(
 
 
 def node_times(events: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds by first result's name: the median over all runs but the first.
+    """Seconds by first result's name: over all runs but the first.
 
     Args:
         events: of onnxruntime's profile; durations are in microseconds.
@@ -96,7 +95,7 @@ def node_times(events: list[dict[str, Any]]) -> dict[str, float]:
             key = name.removeprefix(_MARK).removesuffix(_KERNEL)
             found.setdefault(key, []).append(float(event["dur"]) / 1e6)
     # The first run allocates memory and packs weights.
-    return {name: median(times[1:] or times) for name, times in found.items()}
+    return {name: typical(times[1:] or times) for name, times in found.items()}
 
 
 def _session(ort: Any, data: bytes, path: Path, target: Target, profile: str | None) -> Any:

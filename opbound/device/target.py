@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from graph_ir.errors import OpboundError
-from opbound.device.stopwatch import Clock, EventClock, HostClock
+from opbound.device.stopwatch import Clock, EventClock, HostClock, ThreadClock
 
 _CACHES = Path("/sys/devices/system/cpu")
 
@@ -42,7 +42,7 @@ class Target:
     def origin(self) -> str:
         """Machine, date and versions, for the source of every figure."""
         day = datetime.now(UTC).strftime("%Y-%m-%d")
-        threads = "" if self.is_cuda else f", {self.processors} threads"
+        threads = "" if self.is_cuda else f", threads: {self.processors}"
         return (
             f"opbound calibrate on {platform.node() or 'this machine'} ({self.title}{threads}), "
             f"{day}, torch {self.torch.__version__}"
@@ -97,7 +97,7 @@ def _cpu(torch: Any, threads: int | None) -> Target:
     return Target(
         torch=torch,
         device=torch.device("cpu"),
-        clock=HostClock(),
+        clock=ThreadClock() if count == 1 else HostClock(),
         title=_cpu_name(),
         processors=count,
         capacity_bytes=_memory_bytes(),

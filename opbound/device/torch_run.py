@@ -9,11 +9,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 from graph_ir.errors import OpboundError
-from opbound.device.stopwatch import median_s
+from opbound.device.stopwatch import typical, typical_s
 from opbound.device.target import Target
 
 _MARK = "opbound::"
@@ -25,11 +24,11 @@ class Measured:
     """Seconds of a run."""
 
     forward_s: dict[str, float]
-    """By operator: the median over the repeats."""
+    """By operator, over the repeats."""
     backward_s: dict[str, float]
     """By the forward operator whose gradient it is; empty without a backward pass."""
     whole_s: float
-    """Everything at once, without a profiler: the median."""
+    """Everything at once, without a profiler."""
     unmatched_s: float = 0.0
     """Of the backward pass, what belongs to no forward operator (summing up gradients)."""
 
@@ -67,7 +66,7 @@ def run_program(
             f"the model cannot be run on {target.device} with random contents: "
             f"{type(error).__name__}: {line}"
         ) from error
-    whole_s = median_s(target.clock, work, budget_s=2.0, samples=max(3, repeats))
+    whole_s = typical_s(target.clock, work, budget_s=2.0, samples=repeats)
     progress("profiling every operator")
     forward: dict[str, list[float]] = {}
     grads: dict[str, list[float]] = {}
@@ -80,10 +79,10 @@ def run_program(
                 sums.setdefault(name, []).append(seconds)
         unmatched.append(once.unmatched_s)
     return Measured(
-        {name: median(found) for name, found in forward.items()},
-        {name: median(found) for name, found in grads.items()},
+        {name: typical(found) for name, found in forward.items()},
+        {name: typical(found) for name, found in grads.items()},
         whole_s,
-        median(unmatched),
+        typical(unmatched),
     )
 
 
