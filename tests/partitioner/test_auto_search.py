@@ -170,7 +170,7 @@ def test_never_slower_than_what_is_written_by_hand(name: str, training: bool) ->
 
 
 def test_what_must_fit_is_split_until_it_does() -> None:
-    graph = model(GptBlock(1024, 16), 8, 512, 1024)
+    graph = model(GptBlock(256, 8), 8, 1024, 256)
     free = search_of(graph, 8).best()
     whole = sum(v.type.bytes for v in graph.parameters)
     assert free.stored_bytes > whole / 4
@@ -180,7 +180,7 @@ def test_what_must_fit_is_split_until_it_does() -> None:
 
 
 def test_axes_are_explained_by_what_the_other_way_costs() -> None:
-    graph = model(GptBlock(1024, 16), 1, 16, 1024, training=False)
+    graph = model(GptBlock(1024, 16), 1, 4096, 1024, training=False)
     found = search_of(graph, 8).best(explain=True)
     assert {a.chosen for a in found.axes} == {True, False}
     assert all(a.other_s >= found.cost_s * (1 - 1e-12) for a in found.axes)
