@@ -1,7 +1,8 @@
 """One canonical operator for one meaning, whichever frontend wrote the graph.
 
 A layer norm that an exporter wrote out in nine operators, or an attention made of two matrix products and a
-softmax, becomes the one operator that a fusing compiler runs as one kernel.
+softmax, becomes the one operator that a fusing compiler runs as one kernel. What nothing reads, and what is
+the same at every step, goes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from graph_ir.patterns import (
 )
 from graph_ir.patterns.in_place import read_in_place
 from graph_ir.patterns.rewrite import Pattern, Rewriter
+from graph_ir.prepared import prepared_once
+from graph_ir.unread import without_unread
 
 PATTERNS: tuple[Pattern, ...] = (
     *norm.PATTERNS,
@@ -42,6 +45,11 @@ def canonicalize(graph: Graph, *, training: bool = False) -> Graph:
         training: whether a backward pass will be derived: canonical operators then also make what it
             reads, and what would lose a gradient stays as it is.
     """
-    graph = read_in_place(graph)
+    return prepared_once(recognised(graph, training=training), training=training)
+
+
+def recognised(graph: Graph, *, training: bool = False) -> Graph:
+    """As `canonicalize`, but with what could be prepared once left in the step."""
+    graph = read_in_place(without_unread(graph))
     required = required_gradients(graph) if training else None
     return Rewriter(graph, PATTERNS, required).run()

@@ -11,7 +11,14 @@ import numpy as np
 from graph_ir.errors import ModelFileError
 from graph_ir.tensor_type import DType, TensorType
 from importers.onnx_fold import fold, is_foldable_size
-from importers.onnx_values import OnnxNode, OnnxValue, checked_shape, dtype_of, tensor_value
+from importers.onnx_values import (
+    OnnxNode,
+    OnnxValue,
+    checked_shape,
+    dtype_of,
+    read_array,
+    tensor_value,
+)
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -82,9 +89,19 @@ def _constant_of_shape(
         resolver.append(node, resolved, scope)
         return
     # With a shape that stands in the file this is how weights are left out of a file.
+    stored = np.broadcast_to(np.float64(filling(resolved)), shape) if data is None else None
     scope.values[name] = OnnxValue(
-        scope.prefix + name, TensorType(shape, dtype), shape_value.origin, data
+        scope.prefix + name, TensorType(shape, dtype), shape_value.origin, data, stored=stored
     )
+
+
+def filling(node: OnnxNode) -> float:
+    """The number that a ConstantOfShape is full of."""
+    value = node.attributes.get("value")
+    if value is None:
+        return 0.0
+    array = read_array(value, TensorType(tuple(value.dims), dtype_of(value.data_type)), node.label)
+    return 0.0 if array is None or array.size != 1 else float(array.reshape(-1)[0])
 
 
 def _shape(resolver: Resolver, node: NodeProto, resolved: OnnxNode, scope: Scope) -> None:

@@ -22,6 +22,7 @@ from importers.onnx_file import read_onnx
 from importers.onnx_ops import RULES, TYPE_RULES, Emitter, rule_of
 from importers.onnx_ops.foreign import as_record, by_bytes
 from importers.onnx_resolve import Resolver
+from importers.onnx_tables import table_of
 from importers.onnx_values import OnnxNode
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def import_onnx(path: str | Path, options: ImportOptions) -> ImportedModel:
     resolver = Resolver(file.model, binder, _has_rule, TYPE_RULES, partial(_flops_of, options))
     try:
         with no_collection():
-            graph, made = _build(resolver, file.model, path.stem, options)
+            graph, made = _build(resolver, file.model, path, options)
     except OpboundError as error:
         raise type(error)(_one_line(str(error))) from error
     except RecursionError:
@@ -110,13 +111,14 @@ def _has_rule(domain: str, op_type: str, results: int) -> bool:
 
 
 def _build(
-    resolver: Resolver, model: ModelProto, name: str, options: ImportOptions
+    resolver: Resolver, model: ModelProto, path: Path, options: ImportOptions
 ) -> tuple[Graph, dict[str, tuple[str, ...]]]:
     """The graph, and for each operator's first result the names of the nodes it became."""
     dtype = DType.parse(options.dtype) if options.dtype else None
     inputs, outputs = resolver.run(model.graph)
-    builder = GraphBuilder(name)
-    emitter = Emitter(builder, dtype=dtype, training=options.mode == "training")
+    builder = GraphBuilder(path.stem)
+    table = partial(table_of, model=path)
+    emitter = Emitter(builder, dtype=dtype, training=options.mode == "training", table=table)
     for value in inputs:
         emitter.add_input(value)
     made: dict[str, tuple[str, ...]] = {}

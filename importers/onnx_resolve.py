@@ -222,7 +222,8 @@ class Resolver:
             if types is None or types[0] is None:
                 return False
             data = arrays[0] if arrays else None
-            make = partial(OnnxValue, first.name, types[0], "weight", data)
+            stored = first.stored if data is None and node.op_type != "Transpose" else None
+            make = partial(OnnxValue, first.name, types[0], "weight", data, stored=stored)
             scope.values[node.output[0]] = scope.shared(node.output[0], make)
             return True
         if arrays is None:

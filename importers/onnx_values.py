@@ -43,6 +43,8 @@ class OnnxValue:
     """Its type with the batch that is fixed in the file, if another batch changes it."""
     sequence: list[OnnxValue] | None = None
     """The elements, if this is a sequence; `type` is then meaningless."""
+    stored: Any = None
+    """Of a weight without `data`: the file's tensor, or an array, that tells its elements in order."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -114,7 +116,8 @@ def tensor_value(tensor: TensorProto, name: str, where: str) -> OnnxValue:
     type_ = TensorType(shape, dtype_of(tensor.data_type))
     if type_.dtype is not DType.STRING:
         check_payload(tensor, type_.bytes, where)
-    return OnnxValue(name, type_, "weight", read_array(tensor, type_, where))
+    data = read_array(tensor, type_, where)
+    return OnnxValue(name, type_, "weight", data, stored=tensor if data is None else None)
 
 
 def read_array(tensor: TensorProto, type_: TensorType, where: str) -> Array | None:

@@ -21,6 +21,9 @@ STRIPPED_KEY = "opbound.stripped_bytes"
 """Key of the external_data entry that says how many bytes of raw_data a tensor had ("typed" when
 its payload was in a typed field such as float_data)."""
 
+OFFSET_KEY = "opbound.stripped_offset"
+"""Key of the entry that says where in the file that raw_data begins."""
+
 _VARINT, _FIXED64, LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 _TENSOR = "TensorProto"
 
@@ -116,13 +119,16 @@ def _strip(data: mmap.mmap | bytes, start: int, end: int, message: str, depth: i
     children = _CHILDREN.get(message, {})
     pieces: list[bytes] = []
     kept_from = start  # bytes since here are unchanged and copied in one slice
-    stripped = ""
+    notes: dict[str, str] = {}
     for number, wire_type, field_start, value_start, value_end in fields(data, start, end):
         if wire_type != LENGTH_DELIMITED or value_end - value_start <= PAYLOAD_LIMIT_BYTES:
             continue
         if message == _TENSOR and number in _PAYLOAD_FIELDS:
             replacement = b""
-            stripped = str(value_end - value_start) if number == _RAW_DATA else "typed"
+            if number == _RAW_DATA:
+                notes = {STRIPPED_KEY: str(value_end - value_start), OFFSET_KEY: str(value_start)}
+            else:
+                notes.setdefault(STRIPPED_KEY, "typed")
         elif number in children:
             replacement = delimited(
                 number, _strip(data, value_start, value_end, children[number], depth + 1)
@@ -132,8 +138,8 @@ def _strip(data: mmap.mmap | bytes, start: int, end: int, message: str, depth: i
         pieces += (data[kept_from:field_start], replacement)
         kept_from = value_end
     pieces.append(data[kept_from:end])
-    if stripped:
-        entry = delimited(1, STRIPPED_KEY.encode()) + delimited(2, stripped.encode())
+    for key, value in notes.items():
+        entry = delimited(1, key.encode()) + delimited(2, value.encode())
         pieces.append(delimited(13, entry))  # TensorProto.external_data
     return b"".join(pieces)
 
@@ -142,7 +148,7 @@ def strip_weights(data: mmap.mmap | bytes) -> bytes:
     """Returns a serialised ModelProto without tensor payloads over `PAYLOAD_LIMIT_BYTES`.
 
     A tensor that lost its payload carries an external_data entry `STRIPPED_KEY` with the payload's
-    bytes.
+    bytes, and one `OFFSET_KEY` where they can be read.
 
     Raises:
         WireError: the bytes are truncated or no protobuf message; the text says at which byte.

@@ -50,16 +50,11 @@ def _padded_index(size: int, before: int, after: int, mode: str) -> Any:
 
 
 def _triangle(keep_lower: bool) -> Rule:
-    """`tril` and `triu`: a choice between the tensor and zero by a constant mask."""
+    """`tril` and `triu`."""
 
     def rule(call: Call) -> Value:
-        import numpy as np
-
-        ones = np.ones(call.type.shape[-2:], dtype=bool)
-        offset = int(call["diagonal"] or 0)
-        mask = np.tril(ones, offset) if keep_lower else np.triu(ones, offset)
-        chosen = call.constant(mask, DType.BOOL)
-        return call.one("where", [chosen, call.value("self"), call.number(0, call.type.dtype)])
+        attrs = {"upper": not keep_lower, "diagonal": int(call["diagonal"] or 0)}
+        return call.one("triangle", [call.value("self")], **attrs)
 
     return rule
 

@@ -4,8 +4,8 @@ Operands query[b, (g r), s, d], key[b, g, t, d], value[b, g, t, e] and, optional
 to [b, (g r), s, t]; r query heads share a key/value head. A mask's batch may also be an inner factor w of
 b: images share the mask of each of their windows. Results: output[b, (g r), s, e] and the
 logarithms of the softmax sums [b, (g r), s] that the backward pass needs.
-Attributes: `causal`, `scale`, `dropout`, and `softcap`: scores are bounded to c tanh(scores / c) before the
-mask.
+Attributes: `causal`, `window` (beside `causal`: each query sees that many keys at most, its own the last),
+`scale`, `dropout`, and `softcap`: scores are bounded to c tanh(scores / c) before the mask.
 """
 
 from __future__ import annotations
@@ -108,9 +108,22 @@ def causal_fraction(node: Node) -> float:
     if share is not None:
         return float(share)
     s, t = node.equation.sizes["s"], node.equation.sizes["t"]
+    window = node.attrs.get("window")
+    if window is not None:
+        return window_share(s, t, window)
     if t < s:
         return ((t + 1) / 2 + (s - t)) / s
     return (t - s + (s + 1) / 2) / t
+
+
+def window_share(queries: int, keys: int, window: int) -> float:
+    """Share of the score rectangle that a causal window leaves.
+
+    Query i sees keys up to i + max(keys - queries, 0), and no more than `window` of them.
+    """
+    ends = np.arange(queries) + max(keys - queries, 0)
+    seen = np.minimum(ends, keys - 1) - np.maximum(ends - window, -1)
+    return float(np.maximum(seen, 0).sum() / (queries * keys))
 
 
 def localize_queries(node: Node, name: str, start: int, stop: int) -> dict[str, Any]:
@@ -143,7 +156,9 @@ def attend(
     if attrs.get("causal"):
         s, t = scores.shape[-2:]
         last = _positions(s, attrs, "query", max(t - s, 0))[:, None]
-        scores = np.where(_positions(t, attrs, "key", 0) <= last, scores, -np.inf)
+        keys = _positions(t, attrs, "key", 0)
+        seen = (keys <= last) & (keys > last - attrs.get("window", np.inf))
+        scores = np.where(seen, scores, -np.inf)
     if mask is not None:
         mask = _over_batch(mask, scores.shape[0])
         scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask

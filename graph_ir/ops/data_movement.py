@@ -240,6 +240,24 @@ def _pad_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
     return b.emit(node, "pad", [grads[0]], [node.inputs[0].type], attrs, "grad")
 
 
+def _whole_matrices(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
+    """The same dims, of which the last two count positions."""
+    dims, sizes = _names(inputs[0].shape)
+    fixed = frozenset(name for dim in dims[-2:] for name in dim)
+    return Equation((tuple(dims),), (tuple(dims),), sizes, fixed, None)
+
+
+def _triangle(node: Node, x: Array) -> Array:
+    cut = np.triu if node.attrs.get("upper") else np.tril
+    return cut(x, node.attrs.get("diagonal", 0))
+
+
+def _triangle_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
+    if grads[0] is None:
+        return [None]
+    return b.emit(node, "triangle", [grads[0]], [grads[0].type], node.attrs, "grad")
+
+
 def _result_bytes(node: Node) -> int:
     """A slice or a broadcast reads only what it delivers, and never more than there is."""
     return min(node.inputs[0].type.bytes, sum(v.type.bytes for v in node.outputs))
@@ -355,6 +373,16 @@ register(
         gradient=_pad_gradient,
         evaluate=_pad,
         bytes_read=_result_bytes,
+    ),
+    # The lower or (attribute `upper`) upper triangle of the last two dims, from `diagonal` on, and zeros.
+    OpDef(
+        "triangle",
+        "elementwise",
+        _whole_matrices,
+        flops=1,
+        gradient=_triangle_gradient,
+        evaluate=_triangle,
+        linear="jointly",
     ),
     # Attribute `axes`: the dims that are flipped, rolled or otherwise permuted as a whole.
     OpDef(

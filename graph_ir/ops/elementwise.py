@@ -353,6 +353,14 @@ def numpy_dtype(dtype: DType) -> Any:
     return found
 
 
+def _fill(node: Node) -> Array:
+    type_ = node.outputs[0].type
+    dtype = numpy_dtype(type_.dtype)
+    if "start" in node.attrs:
+        return np.asarray(node.attrs["start"] + node.attrs["step"] * np.arange(*type_.shape), dtype)
+    return np.full(type_.shape, node.attrs.get("value", 0), dtype)
+
+
 def _dropout(node: Node, x: Array) -> tuple[Array, Array]:
     """Keeps everything: numbers are compared with p = 0."""
     return x.copy(), np.ones(x.shape, dtype=bool)
@@ -405,16 +413,13 @@ register(
     _elementwise(
         "dropout_backward", 2, lambda node, dy, m: dy * m / (1 - node.attrs.get("p", 0.0))
     ),
-    # Fills memory without reading: zeros, ones, random numbers, ranges.
+    # Fills memory without reading: one number (attribute `value`), a range (`start` and `step`), or numbers
+    # that are not known (neither: random ones).
     OpDef(
         "fill",
         "elementwise",
         broadcast_equation,
         flops=0,
-        evaluate=lambda node: np.full(
-            node.outputs[0].type.shape,
-            node.attrs.get("value", 0),
-            dtype=numpy_dtype(node.outputs[0].type.dtype),
-        ),
+        evaluate=_fill,
     ),
 )

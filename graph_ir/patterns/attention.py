@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import prod
 
 from graph_ir.graph import Node, Value
-from graph_ir.patterns.attention_mask import combine
+from graph_ir.patterns.attention_mask import band_attrs, combine
 from graph_ir.patterns.attention_scores import Operand, Scores, product_of, scores_of
 from graph_ir.patterns.layout import Layout, narrow, reshaped
 from graph_ir.patterns.match import Match
@@ -64,8 +64,8 @@ def _build(
     combined = combine(scores.masks, r, (b, h, s, t))
     if combined is None:
         return False
-    mask, causal = combined
-    attrs: dict[str, object] = {"causal": causal, "scale": scores.scale * one * other}
+    mask, band = combined
+    attrs = {**band_attrs(band, s, t), "scale": scores.scale * one * other}
     if scores.inside is not None:
         # cap tanh(scale Q K^T / cap), as Gemma 2 bounds its scores (arXiv 2408.00118, section 2).
         attrs |= {"scale": scores.inside * one * other * scores.scale, "softcap": scores.scale}

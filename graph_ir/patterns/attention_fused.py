@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graph_ir.graph import Node, Value
-from graph_ir.patterns.attention_mask import combine, mask_of
+from graph_ir.patterns.attention_mask import band_attrs, combine, mask_of
 from graph_ir.patterns.layout import Layout, narrow
 from graph_ir.patterns.match import Match
 from graph_ir.patterns.operand import arranged, chain_to
@@ -22,7 +22,7 @@ def before_repeats(value: Value, r: Replacement) -> Value:
 
 
 def _simpler(match: Match, r: Replacement) -> bool:
-    """Repeated key and value heads need no memory, nor does a mask that is known to be causal."""
+    """Repeated key and value heads need no memory, nor does a mask that is known to be a causal band."""
     node = match.nodes["attention"]
     query, key, value, *masks = node.inputs
     attrs = {k: v for k, v in node.attrs.items() if k != "equation"}
@@ -34,7 +34,8 @@ def _simpler(match: Match, r: Replacement) -> bool:
     if masks and not attrs.get("causal"):
         combined = combine([mask_of(masks[0], full)], r, full)
         if combined is not None and combined[0] is not masks[0]:
-            mask, attrs["causal"] = combined
+            mask, band = combined
+            attrs |= band_attrs(band, *full[2:])
             masks = [mask] if mask is not None else []
     if [*found, *masks] == list(node.inputs[1:]):
         return False

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from graph_ir.evaluate import Array
 from graph_ir.graph import Value
+from graph_ir.ops.attention import window_share
+from graph_ir.patterns.known import MOST_ELEMENTS, UnknownContentError
 from graph_ir.patterns.layout import Layout, expanded, narrow, reshaped, shape_of
 from graph_ir.patterns.match import number_of, plain
 from graph_ir.patterns.operand import arranged, chain_to
@@ -17,6 +22,20 @@ from graph_ir.tensor_type import DType, TensorType
 
 # Below this, exp of a score is zero even beside the largest scores in half precision.
 _CUT = -1e4
+# Operators that put two masks of a kind together.
+_JOINED = {
+    "add": ("add",),
+    "keep": ("logical_and", "bitwise_and"),
+    "drop": ("logical_or", "bitwise_or"),
+}
+
+
+class Band(NamedTuple):
+    """What a mask leaves: by default everything."""
+
+    causal: bool = False
+    window: int | None = None
+    """How many keys a query sees at most, those up to its own position."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +67,7 @@ def cuts(value: Value, r: Replacement) -> bool:
 
 def combine(
     masks: Sequence[Mask], r: Replacement, full: tuple[int, int, int, int]
-) -> tuple[Value | None, bool] | None:
+) -> tuple[Value | None, Band] | None:
     """One mask that does what several do, first ones first.
 
     Args:
@@ -57,15 +76,17 @@ def combine(
         full: [batch, heads, queries, keys].
 
     Returns:
-        The mask, or None, and whether it is the causal one; None if they cannot be put into one.
+        The mask, or None, and the band that the others leave; None if they cannot be put into one.
     """
     total: Value | None = None
     fill: Value | None = None
     causal = False
-    for given in masks:
-        mask = simplest(given, r)
-        if is_causal(mask, full):
-            causal = True
+    window: int | None = None
+    for mask in (part for given in masks for part in _parts(given, full, r)):
+        band = band_of(mask, full, r)
+        if band is not None:
+            causal |= band.causal
+            window = min((w for w in (window, band.window) if w is not None), default=None)
             continue
         value = _four_dims(mask, r, full)
         if value is None:
@@ -90,7 +111,28 @@ def combine(
                 return None
             made = TensorType(shape, added.type.dtype)
             total = r.emit("mask", "where", [kept, added, filler], made)
-    return total, causal
+    return total, Band(causal, window)
+
+
+def _parts(given: Mask, full: tuple[int, ...], r: Replacement) -> list[Mask]:
+    """A mask, or those that it was put together from, if one of them is known."""
+    mask = simplest(given, r)
+    node = r.producers.get(plain(mask.value, r.producers))
+    if node is None or node.op not in _JOINED[mask.how] or len(node.inputs) != 2:
+        return [mask]
+    if r.known.is_known(mask.value):
+        return [mask]
+    parts = [p for v in node.inputs for p in _parts(replace(mask, value=v), full, r)]
+    return parts if any(band_of(p, full, r) is not None for p in parts) else [mask]
+
+
+def band_attrs(band: Band, queries: int, keys: int) -> dict[str, object]:
+    """The attributes that tell a fused attention of a band."""
+    attrs: dict[str, object] = {"causal": band.causal}
+    if band.window is not None:
+        share = window_share(queries, keys, band.window)
+        attrs |= {"window": band.window, "causal_share": share}
+    return attrs
 
 
 def _both(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -139,16 +181,56 @@ def _four_dims(mask: Mask, r: Replacement, full: tuple[int, int, int, int]) -> V
     return arranged(steps, change, "mask_view", r)
 
 
-def is_causal(mask: Mask, full: tuple[int, ...]) -> bool:
-    """Whether a mask is known to hide exactly what comes after each query."""
-    data, (s, t) = mask.value.data, full[-2:]
-    if data is None or mask.value.kind not in ("constant", "buffer"):
-        return False
-    table = np.asarray(data)
-    if table.shape[-2:] != (s, t) or s < 2:
-        return False
-    table = table.reshape(-1, s, t)
-    seen = np.tril(np.ones((s, t), dtype=bool), max(t - s, 0))
-    if mask.how == "add":
-        return bool(np.all(table[:, seen] == 0) and np.all(table[:, ~seen] <= _CUT))
-    return bool(np.all(table.astype(bool) == (seen if mask.how == "keep" else ~seen)))
+def band_of(mask: Mask, full: tuple[int, ...], r: Replacement) -> Band | None:
+    """Which keys a mask leaves to each query, if it is known to leave a band up to the query's position."""
+    value = mask.value
+    s, t = full[-2:]
+    rows, columns = (1, 1, *value.type.shape)[-2:]
+    if r.trains(value) or rows not in (1, s) or columns not in (1, t):
+        return None
+    lead = [np.arange(n) for n in value.type.shape[:-2]]
+    most = MOST_ELEMENTS // max(prod(map(len, lead)) * columns, 1)
+    for chosen in (_spread(rows, 2), _spread(rows, max(most, 2))):
+        index = (*lead, chosen, np.arange(columns))[-len(value.type.shape) :]
+        try:
+            table = r.known.at(value, index if value.type.shape else ())
+        except UnknownContentError:
+            return None
+        kept = _kept(mask.how, table)
+        found = (
+            None if kept is None else _band(kept.reshape(-1, len(chosen), columns), chosen, s, t)
+        )
+        if found is None:
+            return None
+    # Weights that were left out of a file are all one number.
+    return None if found == Band() and value.kind == "parameter" else found
+
+
+def _spread(count: int, most: int) -> NDArray[np.int64]:
+    """Positions among `count`, the last one always."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+
+
+def _kept(how: str, table: Array) -> Array | None:
+    """True where scores stay; None if they are changed in other ways."""
+    if how != "add":
+        return np.asarray(table.astype(bool) == (how == "keep"))
+    kept = table == 0
+    return np.asarray(kept) if np.all(kept | (table <= _CUT)) else None
+
+
+def _band(kept: Array, rows: Array, s: int, t: int) -> Band | None:
+    """The band that rows [tables, some rows, columns] of a mask are part of."""
+    if kept.all():
+        return Band()
+    if kept.shape[-1] != t or (len(rows) < 2 and s > 1):
+        return None
+    last = rows[:, None] + max(t - s, 0)
+    columns = np.arange(t)
+    window = int(kept[0, -1].sum())
+    seen = columns <= last
+    if window < t:
+        seen &= columns > last - window
+    if not np.all(kept == seen):
+        return None
+    return Band(True, window if window < t else None)

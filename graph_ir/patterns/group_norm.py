@@ -26,7 +26,7 @@ def _per_instance(node: Node) -> bool:
 
 
 def _is(value: Value, number: float) -> bool:
-    return value.data is not None and bool(np.all(value.data == number))
+    return value.data is not None and bool(np.all(np.asarray(value.data) == number))
 
 
 def _statistics(r: Replacement, x: Value, groups: int) -> list[tuple[str, TensorType]]:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from math import isclose
 from typing import NamedTuple
 
+import numpy as np
+
 from graph_ir.graph import Node, Value
 from graph_ir.patterns.term import COMMUTATIVE, Apply, Either, Number, Term, Var
 
@@ -61,7 +63,7 @@ def number_of(argument: Argument) -> float | None:
         return None
     if argument.type.elements != 1 or not argument.type.dtype.is_float:
         return None
-    return float(argument.data.reshape(-1)[0])
+    return float(np.asarray(argument.data).reshape(-1)[0])
 
 
 def arguments(node: Node) -> list[Argument]:

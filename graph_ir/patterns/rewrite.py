@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from graph_ir.graph import Graph, Node, Value
+from graph_ir.patterns.known import Known
 from graph_ir.patterns.match import Match, Matcher
 from graph_ir.patterns.term import Apply, Term, endings
 from graph_ir.tensor_type import TensorType
@@ -36,6 +37,7 @@ class Replacement:
         """The last node of the match."""
         self.nodes: list[Node] = []
         self.producers: Mapping[Value, Node] = rewriter.producers
+        self.known = rewriter.known
         self.training = rewriter.required is not None
         """Whether a backward pass will follow: then norms and attention also make what it needs."""
 
@@ -151,6 +153,7 @@ class Rewriter:
             for carry in block.carries:
                 self.fixed |= {carry.initial, carry.result}
         self.matcher = Matcher(self.producers)
+        self.known = Known(graph.nodes, self.producers)
         self.removed: set[Node] = set()
         self.names: set[str] | None = None
 

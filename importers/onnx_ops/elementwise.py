@@ -9,6 +9,7 @@ from typing import Any
 from graph_ir.errors import ModelFileError
 from graph_ir.graph import Value
 from graph_ir.tensor_type import DType
+from importers.onnx_constants import filling
 from importers.onnx_ops.emitter import Emitter, broadcast_shape, known_number, required, rule
 from importers.onnx_values import OnnxNode, OnnxValue
 
@@ -248,7 +249,13 @@ def dropout(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
 )
 def fill(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
     """Writes memory without reading: constants, ranges, random numbers."""
-    return [e.emit(node, "fill", [], e.result_type(node))]
+    attrs: dict[str, float] = {}
+    if node.op_type == "ConstantOfShape":
+        attrs = {"value": filling(node)}
+    elif node.op_type == "Range":
+        start, step = (known_number(node.input(i)) for i in (0, 2))
+        attrs = {} if start is None or step is None else {"start": start, "step": step}
+    return [e.emit(node, "fill", [], e.result_type(node), attrs)]
 
 
 @rule("Affine", "ImageScaler", "ScaledTanh", "ParametricSoftplus", "Scale")

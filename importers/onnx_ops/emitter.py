@@ -42,9 +42,16 @@ class Emitter:
     """Builds the operator graph node by node."""
 
     def __init__(
-        self, builder: GraphBuilder, *, dtype: DType | None = None, training: bool = False
+        self,
+        builder: GraphBuilder,
+        *,
+        dtype: DType | None = None,
+        training: bool = False,
+        table: Callable[[OnnxValue], Any] = lambda value: None,
     ) -> None:
         self.builder = builder
+        self.table = table
+        """Tells the elements of a weight that was not read, if anything does."""
         self.dtype = dtype
         """Replaces the ordinary floating-point types, if given."""
         self.training = training
@@ -92,7 +99,7 @@ class Emitter:
                 value.name,
                 self.type_of(value.type),
                 kind or _kind_of(value),
-                data=value.data,
+                data=self.table(value) if value.data is None else value.data,
             )
             self.define(value, found)
         return found

@@ -8,7 +8,7 @@ from typing import Any
 from graph_ir.errors import ModelFileError
 from graph_ir.graph import Value
 from graph_ir.tensor_type import TensorType
-from importers.onnx_ops.emitter import Emitter, known_ints, required, rule
+from importers.onnx_ops.emitter import Emitter, known_ints, known_number, required, rule
 from importers.onnx_values import OnnxNode
 
 
@@ -210,9 +210,11 @@ def data_dependent(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
 
 @rule("Trilu")
 def trilu(e: Emitter, node: OnnxNode) -> Sequence[Value | None]:
-    """Keeps a triangle: a product with a mask that is computed from positions."""
+    """Keeps a triangle. Where the file does not say which diagonal, the main one is taken."""
     x = e.at(node, 0)
-    return [e.emit(node, "mul", [x], x.type, {"scalar": 1.0})]
+    diagonal = int(known_number(node.input(1)) or 0)
+    attrs = {"upper": bool(node.attributes.get("upper", 1)), "diagonal": diagonal}
+    return [e.emit(node, "triangle", [x], x.type, attrs)]
 
 
 @rule("DepthToSpace", "SpaceToDepth")

@@ -111,6 +111,14 @@ def movement() -> list[Sample]:
             lambda x: F.pad(x, (-1, 1, 1, -1)),
             label="shift",
         ),
+        sample("triangle", [x], attrs={"diagonal": 1}, torch=lambda x: x.tril(1), label="lower"),
+        sample(
+            "triangle",
+            [x],
+            attrs={"upper": True, "diagonal": -1},
+            torch=lambda x: x.triu(-1),
+            label="upper",
+        ),
         sample("flip", [x], attrs={"axes": (0, 2)}, torch=lambda x: x.flip(0, 2)),
         sample(
             "interpolate",

@@ -9,7 +9,7 @@ import pytest
 from pattern_cases import LOW, attention, hard_swish, layer_norm, rms_norm, rotary
 from pattern_graph import Maker, operators
 
-from graph_ir.canonicalize import canonicalize
+from graph_ir.canonicalize import recognised
 from graph_ir.graph import Graph, Value
 from graph_ir.tensor_type import DType
 from graph_ir.training import training_graph
@@ -201,7 +201,7 @@ CANONICAL = set(
 def test_a_near_miss_stays_as_it_is(name: str) -> None:
     maker = Maker()
     graph = maker.build(MISSES[name](maker))
-    found = canonicalize(graph)
+    found = recognised(graph)
     if name in ("means over different axes",):
         assert not {"layer_norm", "group_norm"} & set(operators(found))
     else:
@@ -233,7 +233,7 @@ def test_an_inner_value_that_others_read_stays(
     """Returned by the model, or read by another operator."""
     arguments = {"order": 1} if build is hard_swish else {}
     for graph in _all_read(Maker(), lambda m: build(m, **arguments), inner):
-        after = canonicalize(graph)
+        after = recognised(graph)
         kept = {v for n in after.nodes for v in n.outputs}
         assert set(graph.outputs) <= kept
         if inner != "div":  # what a norm's weight multiplies is a norm by itself
@@ -243,7 +243,7 @@ def test_an_inner_value_that_others_read_stays(
     value = next(n.outputs[0] for n in maker.builder.nodes if n.op == inner)
     graph = maker.build(last, maker.neg(value))
     if inner != "div":
-        assert operators(canonicalize(graph)) == operators(graph)
+        assert operators(recognised(graph)) == operators(graph)
 
 
 def test_a_mask_that_is_trained_gets_a_gradient() -> None:
@@ -255,7 +255,7 @@ def test_a_mask_that_is_trained_gets_a_gradient() -> None:
     graph = maker.build(maker.matmul(weights, maker.weight(2, 4, 6, 8)))
     (node,) = (
         n
-        for n in training_graph(canonicalize(graph, training=True)).nodes
+        for n in training_graph(recognised(graph, training=True)).nodes
         if n.op == "attention_backward"
     )
     assert [v.type.shape for v in node.outputs][3:] == [(1, 4, 5, 6)]
@@ -264,7 +264,7 @@ def test_a_mask_that_is_trained_gets_a_gradient() -> None:
 def test_dropout_is_part_of_attention() -> None:
     maker = Maker()
     graph = maker.build(attention(maker, dropout=0.1))
-    (node,) = (n for n in canonicalize(graph, training=True).nodes if n.op == "attention")
+    (node,) = (n for n in recognised(graph, training=True).nodes if n.op == "attention")
     assert node.attrs["dropout"] == 0.1
     assert [v.type.shape for v in node.outputs] == [(2, 4, 5, 7), (2, 4, 5)]
 
@@ -272,7 +272,7 @@ def test_dropout_is_part_of_attention() -> None:
 def test_a_constant_triangle_is_causal() -> None:
     for mask in ("causal", "triangle"):
         maker = Maker()
-        graph = canonicalize(maker.build(attention(maker, mask, s=6, t=6)))
+        graph = recognised(maker.build(attention(maker, mask, s=6, t=6)))
         (node,) = (n for n in graph.nodes if n.op == "attention")
         assert node.attrs["causal"]
         assert len(node.inputs) == 3
