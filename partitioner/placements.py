@@ -138,13 +138,15 @@ class Placements:
 
     def _deferred(self) -> set[Value]:
         partial: set[Value] = set()
+        sources: set[Value] = set()
         for node in self.graph.nodes:
             rule = self.rules[node]
             # The gradients of keys and values are reduced as they come out of attention: a ring does both.
             if rule is not None and rule.partial and node.definition.kind != "attention":
-                partial.update(
+                sources.update(
                     v for v, axis in zip(node.outputs, rule.outputs, strict=True) if axis is None
                 )
+                partial.update(sources.intersection(node.outputs))
             if self.passes(node, partial):
                 partial.update(node.outputs)
         fixed = self.handed_on | set(self.graph.outputs)
@@ -155,6 +157,7 @@ class Placements:
                 v
                 for v in deferred
                 if all(self.passes(n, deferred) and self._same_block(v, n) for n in users[v])
+                and (v in sources or self.passes(self.graph.producers[v], deferred))
             }
             if kept == deferred:
                 return kept

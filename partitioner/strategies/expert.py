@@ -45,7 +45,14 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
     batch = batch_axes(graph, axes)
     for axis, what in [*((a, "experts") for a in experts), *((a, "samples") for a in batch)]:
         if axis.size % mesh_axis.size:
-            raise MeshError(f"ep={mesh_axis.size} does not divide the {axis.size} {what}")
+            works = min(
+                (n for n in range(1, axis.size + 1) if axis.size % n == 0),
+                key=lambda n: abs(n - mesh_axis.size),
+            )
+            raise MeshError(
+                f"ep={mesh_axis.size} does not divide the {axis.size} {what}; "
+                f"the nearest that works is ep={works}"
+            )
     tokens = batch | reordered_axes(graph, axes, batch, mesh_axis.size)
     return split_graph(graph, axes, Plan(mesh_axis, experts | tokens, batch=tokens))
 

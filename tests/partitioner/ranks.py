@@ -122,6 +122,7 @@ class StageRun:
         ranks: rank numbers.
         given: the whole array of every graph input, by name: one per layer that the stage holds.
         wire: how ranks exchange arrays.
+        peers: all ranks of the stage, in whatever process.
     """
 
     def __init__(
@@ -130,9 +131,11 @@ class StageRun:
         ranks: Sequence[int],
         given: Callable[[Value], Sequence[Array]],
         wire: Wire,
+        peers: Collection[int] = (),
     ) -> None:
         self.graph = graph
         self.ranks = ranks
+        self.peers = {*peers, *ranks}
         self.wire = wire
         self.values: dict[Value, dict[int, Layers]] = {}
         self.current: dict[Value, dict[int, Array]] = {}
@@ -186,7 +189,7 @@ class StageRun:
         if node.definition.kind != "collective":
             return False
         size, stride = node.attrs["group_size"], node.attrs["group_stride"]
-        return not set(group_of(self.ranks[0], size, stride)) <= set(self.ranks)
+        return not set(group_of(self.ranks[0], size, stride)) <= self.peers
 
     def _block(self, block: Block) -> None:
         body = self.graph.nodes[block.start : block.stop]
@@ -311,6 +314,7 @@ class PartitionedRun:
                 [r for r in ranks if r // parts.stage_stride % count == i],
                 lambda value, i=i: self._layers(value, i),
                 wire or InProcess(),
+                [r for r in range(parts.devices) if r // parts.stage_stride % count == i],
             )
             for i, stage in enumerate(parts.stages)
         ]
