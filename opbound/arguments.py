@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from graph_ir.errors import OpboundError
 from opbound._version import __version__
+from opbound.hardware_scaling import EXAMPLES, add_scale_options
 from opbound.model_answers import add_answer_options, answers_of
 from opbound.options import (
     BALANCES,
@@ -319,12 +320,15 @@ def _add_rows(group: argparse._ArgumentGroup, every: str) -> None:
 def _add_hardware(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "hardware",
-        help="list the devices, or show one with its sources",
+        help="list the devices, show one with its sources, or scale one to another technology",
         description="Without a name: the shipped devices and clusters. With one: every figure of "
-        "it and where the figure comes from.",
+        "it and where the figure comes from. With `scale BASE`: its file in another technology.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("name", nargs="?", metavar="NAME|FILE")
+    parser.add_argument("name", nargs="?", metavar="NAME|FILE|scale")
+    add_scale_options(parser)
 
 
 def _add_validate(commands: argparse._SubParsersAction[Parser]) -> None:

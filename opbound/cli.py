@@ -150,7 +150,12 @@ def _annotate(arguments: argparse.Namespace) -> int:
 
 def _hardware(arguments: argparse.Namespace) -> int:
     from opbound.hardware_page import list_devices, show_device
+    from opbound.hardware_scaling import only_for_scaling, scale
 
+    if arguments.name == "scale":
+        scale(arguments)
+        return EXIT_OK
+    only_for_scaling(arguments)
     sys.stdout.write(show_device(arguments.name) if arguments.name else list_devices())
     return EXIT_OK
 

@@ -106,11 +106,13 @@ def link_entry(link: Link) -> dict[str, Any]:
     }
 
 
-def file_text(content: Mapping[str, Any]) -> str:
-    """The YAML text of a hardware file."""
+MEASURED = "# Measured by opbound calibrate: see `sources` for when, where and how.\n"
+
+
+def file_text(content: Mapping[str, Any], head: str = MEASURED) -> str:
+    """The YAML text of a hardware file, after a comment."""
     import yaml
 
-    head = "# Measured by opbound calibrate: see `sources` for when, where and how.\n"
     text: str = yaml.safe_dump(
         dict(content), sort_keys=False, default_flow_style=None, width=1000, allow_unicode=True
     )
