@@ -198,6 +198,8 @@ class Link:
     local_bytes_per_s: float | None = None
     """Rate at which a collective's kernel passes the message through the device itself, which does
     not overlap with the wire; None when that is not a limit."""
+    processor_share: float = 0.0
+    """Share of the device's processors that a collective's kernel occupies while it moves data."""
 
 
 @dataclass(frozen=True)

@@ -283,6 +283,7 @@ def _link(s: _Section) -> Link:
         algorithms=s.words("algorithms", ALGORITHMS),
         protocols=tuple(_protocol(p) for p in s.sections("protocols")),
         local_bytes_per_s=s.quantity("local_bandwidth", "bytes/s", 0.0) or None,
+        processor_share=s.quantity("processor_share", "fraction", 0.0),
     )
     s.done()
     if not link.protocols:

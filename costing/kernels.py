@@ -34,6 +34,52 @@ def eager_groups(graph: Graph) -> list[Group]:
     return list(groups)
 
 
+def pointwise_groups(graph: Graph) -> list[Group]:
+    """Groups as of hand-written kernels: forward chains of elementwise operators run as one.
+
+    A chain walks over the same elements and may end in a softmax. So works Megatron-LM (bias, dropout
+    and residual; scaled and masked softmax): its attention stays written out, and its backward pass
+    has one kernel per operator.
+    """
+    groups = [list(group) for group in eager_groups(graph)]
+    group_of = {node: group for group in groups for node in group}
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if node.phase not in ("forward", "recompute") or group_of[node] != [node]:
+            continue
+        if node.definition.kind != "elementwise" and node.op != "softmax":
+            continue
+        paths = [path for v in node.inputs if (path := _path(graph, v))]
+        for maker, *views in paths:
+            host = group_of[maker]
+            # What is made after the kernel has begun, outside it, could need what it makes.
+            late = any(
+                position[p[0]] > position[host[0]] and group_of[p[0]] is not host for p in paths
+            )
+            chain = host[0].definition.kind == "elementwise" and maker.op != "softmax"
+            same = maker.outputs[0].type.elements == node.outputs[0].type.elements
+            together = graph.block_of.get(maker) is graph.block_of.get(node)
+            if chain and same and together and maker.phase == node.phase and not late:
+                joining = [view for view in views if group_of[view] is not host] + [node]
+                for joined in joining:
+                    groups.remove(group_of[joined])
+                    host.append(joined)
+                    group_of[joined] = host
+                break
+    return list(groups)
+
+
+def _path(graph: Graph, value: Value) -> list[Node]:
+    """The node that makes a value's elements, and the views behind it; empty for a graph's input."""
+    path: list[Node] = []
+    while (producer := graph.producers.get(value)) is not None:
+        path.insert(0, producer)
+        if not producer.definition.is_view(producer) or not producer.inputs:
+            return path
+        value = producer.inputs[0]
+    return []
+
+
 def inner_values(graph: Graph, groups: Iterable[Group]) -> frozenset[Value]:
     """Values that never reach main memory: made and used up within one kernel."""
     escaping = {c.result for b in graph.blocks for c in b.carries} | set(graph.outputs)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from costing.attention import AttentionShape, attention_cost
-from costing.collectives import collective_cost
+from costing.collectives import collective_cost, spans
 from costing.gemm import gemm_cost
 from costing.hardware import MATRIX, VECTOR, Hardware
 from costing.op_cost import LATENCY, UNKNOWN, OpCost, largest, memory_bound
@@ -281,4 +281,7 @@ def _collective(hardware: Hardware, node: Node) -> OpCost:
         engine="network",
         utilization=min(used / time_s, 1.0) if time_s > 0 else 0.0,
         terms=terms,
+        processors_taken=max(
+            (span.link.processor_share for span in spans(hardware, size, stride)), default=0.0
+        ),
     )

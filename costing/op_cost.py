@@ -39,6 +39,8 @@ class OpCost:
     """Fraction of the limiting resource's nominal peak that the operator gets during `time_s`."""
     terms: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     """Seconds that each resource needs at its sustained rate, by bound."""
+    processors_taken: float = 0.0
+    """Of a collective: the share of the processors that its own kernel keeps from those beside it."""
 
     @property
     def arithmetic_intensity(self) -> float:

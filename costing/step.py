@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from costing.accumulation import with_accumulation
 from costing.backward_split import deferred_bytes, weight_gradient_nodes
 from costing.hardware import Hardware
 from costing.kernels import Group, eager_groups, inner_values, price_graph
@@ -87,7 +88,7 @@ def step_cost(
     late = late_sends(stages)
     apart = schedule.parts_backward
     known = {
-        graph: part_cost(graph, hardware, groups, pricer, late, apart)
+        graph: part_cost(graph, hardware, groups, pricer, late, apart, microbatches)
         for graph in dict.fromkeys(stages)
     }
     seconds = {graph: _stage_seconds(part) for graph, part in known.items()}
@@ -126,6 +127,7 @@ def part_cost(
     pricer: NodePricer | None = None,
     late: frozenset[str] = frozenset(),
     apart: bool = False,
+    microbatches: int = 1,
 ) -> PartCost:
     """Prices one rank's graph on its own: every node, the streams, the memory.
 
@@ -136,9 +138,11 @@ def part_cost(
         pricer: keeps prices between calls.
         late: names the `send` nodes that serve another stage's update (`timeline.late_sends`).
         apart: whether the gradients of weights may run apart from the rest of the backward pass.
+        microbatches: whose gradients are summed up.
     """
     kernels = groups(graph)
     costs = price_graph(graph, hardware, kernels, pricer)
+    costs = with_accumulation(graph, hardware, costs, microbatches)
     inner = inner_values(graph, kernels)
     memory = memory_use(graph, inner)
     if not apart:

@@ -184,6 +184,8 @@ class _Streams:
         self.ready: dict[Value, float] = {}
         self.busy = [0.0, 0.0]
         self.spans: list[Span] = []
+        # Start of the last collective, and the share of the processors that it takes.
+        self.beside = (0.0, 0.0)
 
     def run(self, nodes: Iterable[Node]) -> PassTime:
         """Runs nodes in order and returns the time until both streams are done."""
@@ -245,6 +247,7 @@ class _Streams:
             if node.attrs.get("prefetch") is False:
                 # Weights that are gathered when they are needed, not while the block before works.
                 start = max(start, *self.clock)
+            duration += self._slowed_s(node, start, duration)
             end = start + duration
             self.clock[stream] = end
             self.busy[stream] += duration
@@ -252,6 +255,23 @@ class _Streams:
                 self.spans.append(Span(node, bool(stream), start, end))
         for value in node.outputs:
             self.ready[value] = end
+
+    def _slowed_s(self, node: Node, start: float, duration: float) -> float:
+        """What a kernel takes longer beside a collective, whose kernel holds some processors.
+
+        A collective may come later in the graph than the kernels it runs beside: then it is they that
+        end later.
+        """
+        if node.definition.kind != "collective":
+            begun, share = self.beside
+            beside = min(start + duration, self.clock[1]) - max(start, begun)
+            return max(beside, 0.0) * share
+        share = self.costs[node].processors_taken
+        self.beside = (start, share)
+        late = max(min(start + duration, self.clock[0]) - start, 0.0) * share
+        self.clock[0] += late
+        self.busy[0] += late
+        return 0.0
 
 
 def _equal(a: list[float], b: list[float]) -> bool:

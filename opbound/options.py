@@ -16,7 +16,7 @@ AXES = ("dp", "tp", "pp")
 RECOMPUTE = ("none", "selective", "full", "fit")
 BALANCES = ("time", "memory", "fit")
 OPTIMIZERS = ("adamw", "sgd")
-EXECUTION = ("eager", "fused")
+EXECUTION = ("eager", "pointwise", "fused")
 ZERO_STAGES = (0, 1, 2, 3)
 SCHEDULES = ("gpipe", "1f1b", "zb-h1", "zb-v", "dualpipe")
 

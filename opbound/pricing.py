@@ -265,9 +265,10 @@ def kernels_of(execution: str) -> Callable[[Graph], list[list[Node]]]:
         from graph_ir.fusion import fusion_groups
 
         return fusion_groups
-    from costing.kernels import eager_groups
+    from costing.kernels import eager_groups, pointwise_groups
 
-    return lambda graph: [list(group) for group in eager_groups(graph)]
+    grouped = pointwise_groups if execution == "pointwise" else eager_groups
+    return lambda graph: [list(group) for group in grouped(graph)]
 
 
 def _needed_flops(graph: Graph) -> int:

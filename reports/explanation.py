@@ -137,6 +137,7 @@ def _assumptions(report: Report) -> list[str]:
     strategy = report.strategy
     execution = {
         "eager": "eager execution: every operator is a kernel that reads and writes main memory",
+        "pointwise": "pointwise execution: forward chains of elementwise operators are one kernel",
         "fused": "fused execution: elementwise work joins the kernels it follows",
     }
     lines = [

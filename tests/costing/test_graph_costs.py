@@ -4,7 +4,7 @@ import pytest
 
 from costing.gemm import gemm_cost
 from costing.hardware_file import load_hardware
-from costing.kernels import eager_groups, inner_values, price_graph
+from costing.kernels import eager_groups, inner_values, pointwise_groups, price_graph
 from costing.memory import memory_use, stage_memory
 from costing.node_cost import NodePricer
 from costing.op_cost import OpCost
@@ -237,3 +237,60 @@ def test_one_device_has_no_bubble_and_the_sum_of_its_nodes() -> None:
     total = sum(cost.time_s * node.count for node, cost in step.stages[0][0].costs.items())
     assert step.bubble_fraction == pytest.approx(0, abs=1e-12)
     assert step.step_time_s == pytest.approx(total)
+
+
+def test_pointwise_kernels_join_forward_chains_and_nothing_else() -> None:
+    b = GraphBuilder()
+    x, y = (b.add_input(name, tensor(64, 64)) for name in "xy")
+    w = b.add_input("w", tensor(64, 64), "parameter")
+    (p,) = b.emit("linear", [x, w], [tensor(64, 64)], name="product")
+    (a,) = b.emit("add", [p, y], [tensor(64, 64)], name="scaled")
+    (v,) = b.emit("reshape", [a], [tensor(1, 64, 64)], {"view": True}, name="view")
+    (s,) = b.emit("softmax", [v], [tensor(1, 64, 64)], {"axis": -1}, name="softmax")
+    (r,) = b.emit("relu", [s], [tensor(1, 64, 64)], name="after")
+    names = [[node.name for node in group] for group in pointwise_groups(b.build([r]))]
+    assert names == [["product"], ["scaled", "view", "softmax"], ["after"]]
+
+
+def test_a_pointwise_kernel_does_not_wait_for_what_needs_it() -> None:
+    b = GraphBuilder()
+    x = b.add_input("x", tensor(64, 64))
+    w = b.add_input("w", tensor(64, 64), "parameter")
+    (a,) = b.emit("relu", [x], [tensor(64, 64)], name="first")
+    (p,) = b.emit("linear", [a, w], [tensor(64, 64)], name="product")
+    (r,) = b.emit("add", [a, p], [tensor(64, 64)], name="last")
+    assert [len(group) for group in pointwise_groups(b.build([r]))] == [1, 1, 1]
+
+
+def test_micro_batches_after_the_first_add_their_gradients() -> None:
+    graph = training_graph(mlp(2))
+    one, four = (step_cost([graph], A100, Schedule("1f1b"), n).stages[0][0] for n in (1, 4))
+    grown = [node for node in graph.nodes if four.costs[node].time_s > one.costs[node].time_s]
+    assert [node.name for node in grown] == ["layers.1.fc.grad_weight", "layers.0.fc.grad_weight"]
+    for node in grown:
+        moved = 3 / 4 * 256 * 256 * 2
+        more = four.costs[node].time_s - one.costs[node].time_s
+        assert more == pytest.approx(3 * moved / A100.main_memory.sustained_bytes_per_s)
+
+
+@pytest.mark.parametrize("collective_first", [True, False])
+def test_a_kernel_beside_a_collective_loses_the_processors_that_it_takes(
+    collective_first: bool,
+) -> None:
+    b = GraphBuilder()
+    x, y = (b.add_input(name, tensor(8, 8)) for name in "xy")
+    group = {"axis": "tp", "group_size": 8, "group_stride": 1, "during": "forward"}
+
+    def reduce() -> None:
+        b.emit("all_reduce", [x], [x.type], group, name="ar", phase="communication")
+
+    if collective_first:
+        reduce()
+    b.emit("relu", [y], [y.type], name="work")
+    if not collective_first:
+        reduce()
+    graph = b.build([])
+    work = next(n for n in graph.nodes if n.name == "work")
+    other = next(n for n in graph.nodes if n.name == "ar")
+    costs = {work: OpCost(time_s=10.0), other: OpCost(time_s=4.0, processors_taken=0.25)}
+    assert stage_times(graph, costs).forward.compute_s == pytest.approx(11.0)
