@@ -42,7 +42,8 @@ class Value:
     role: str = ""
     """What the value is for where that matters to memory: 'kv_cache', or empty."""
     data: Any = field(default=None, repr=False)
-    """A small constant's content (numpy), if known; costs never depend on it."""
+    """A constant's content, if known: a small numpy array, or what numpy takes for an array and reads only
+    then. Only patterns look at it."""
     shards: tuple[Shard, ...] = ()
     """In a graph of one rank: how this part was cut out of the whole tensor, one split after the other."""
 

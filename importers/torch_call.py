@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ class Constant:
     type: TensorType
     content: Any = field(default=None, repr=False)
     """The tensor (on the CPU) or numpy array, if it is small."""
+    recipe: Callable[[], Any] | None = field(default=None, repr=False)
+    """Computes a larger content anew; gives None if it cannot be computed."""
 
 
 @dataclass(slots=True)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from importers.torch_call import Constant
 
 FOLDED_ELEMENTS = 1 << 20
-"""Largest constant whose content is computed; of a larger one only the type is known."""
+"""Largest constant whose content is computed at once."""
+
+COMPUTABLE_ELEMENTS = 1 << 26
+"""Largest constant whose content is computed if something asks for it (a mask over 8,192 tokens)."""
 
 
 @lru_cache(maxsize=4096)
@@ -27,9 +32,12 @@ def evaluate_on_cpu(node: Any, resolve: Any) -> Any:
             return [content(a) for a in argument]
         value = resolve(argument)
         if isinstance(value, Constant):
-            if value.content is None:
+            found = value.content
+            if found is None and value.recipe is not None:
+                found = value.recipe()
+            if found is None:
                 raise LookupError
-            return value.content
+            return found
         return value
 
     try:
@@ -42,6 +50,25 @@ def evaluate_on_cpu(node: Any, resolve: Any) -> Any:
         return node.target(*args, **kwargs)
     except (LookupError, RuntimeError, NotImplementedError, TypeError):
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Computable:
+    """A constant that numpy takes for an array; it is computed when it is read."""
+
+    recipe: Callable[[], Any]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """The content.
+
+        Raises:
+            ValueError: it cannot be computed.
+        """
+        content = self.recipe()
+        if content is None:
+            raise ValueError("a constant cannot be computed")
+        found = as_numpy(content)
+        return found if dtype is None else found.astype(dtype)
 
 
 def as_numpy(tensor: Any) -> Any:

@@ -7,6 +7,7 @@ operator means is said in the tables of `torch_canonical`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from graph_ir.errors import DimensionError, OpboundError, UnknownOperatorError
@@ -16,7 +17,14 @@ from importers.torch_attention import flexible_attention
 from importers.torch_autocast import autocast_operands
 from importers.torch_call import Call, Constant, Settings, flat, is_tensor
 from importers.torch_canonical import find_rule, record_rule
-from importers.torch_constants import FOLDED_ELEMENTS, as_numpy, evaluate_on_cpu, is_random
+from importers.torch_constants import (
+    COMPUTABLE_ELEMENTS,
+    FOLDED_ELEMENTS,
+    Computable,
+    as_numpy,
+    evaluate_on_cpu,
+    is_random,
+)
 from importers.torch_control import control_flow
 from importers.torch_decompose import decomposed
 from importers.torch_names import NodeNames
@@ -188,7 +196,17 @@ class Converter:
             contents = evaluate_on_cpu(node, self.resolve)
         many = isinstance(node.meta["val"], tuple | list)
         parts = contents if many and contents is not None else [contents] * len(types)
-        results = [Constant(t, c) for t, c in zip(types, parts, strict=False)]
+        recipe = None
+        if not many and all(t.elements <= COMPUTABLE_ELEMENTS for t in types):
+            # What stands behind a name now may be written over later.
+            known = {n: self.env[n] for n in node.all_input_nodes}
+            recipe = partial(
+                evaluate_on_cpu, node, lambda a: known[a] if hasattr(a, "all_input_nodes") else a
+            )
+        results = [
+            Constant(t, c, recipe if c is None else None)
+            for t, c in zip(types, parts, strict=False)
+        ]
         if node.target._schema.is_mutable and not many:
             self.env[self.argument_nodes(node).get("self")] = results[0]
         return results if many else (results[0] if results else None)
@@ -262,7 +280,8 @@ class Converter:
                 f"expected: add that form to its rule in importers/torch_canonical.py"
             )
         if value not in self._materialized:
-            data = None if value.content is None else as_numpy(value.content)
+            data = None if value.recipe is None else Computable(value.recipe)
+            data = data if value.content is None else as_numpy(value.content)
             self._materialized[value] = self.builder.add_input(
                 f"constant_{len(self._materialized)}", value.type, "constant", data=data
             )

@@ -185,12 +185,22 @@ def _graph_inputs(
         else:
             trainable = kind != "parameter" or getattr(owner, "requires_grad", True)
             value = converter.builder.add_input(
-                names.strip(spec.target), type_, kind if trainable else "buffer"
+                names.strip(spec.target),
+                type_,
+                kind if trainable else "buffer",
+                data=_table(owner) if kind == "buffer" else None,
             )
         if owner is not None and kind == "parameter":
             tied[id(owner)] = value
         found.append(value)
     return found
+
+
+def _table(tensor: Any) -> Any:
+    """A buffer that may be a mask: numpy reads it where that matters. None if there is nothing to read."""
+    is_mask = tensor is not None and tensor.dim() >= 2 and str(tensor.dtype) != "torch.bfloat16"
+    here = is_mask and tensor.device.type == "cpu" and type(tensor).__name__ != "FakeTensor"
+    return tensor.detach() if here else None
 
 
 def _content(tensor: Any) -> Any:

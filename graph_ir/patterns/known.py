@@ -120,8 +120,8 @@ def _run(node: Node, operands: list[Array]) -> tuple[Array, ...]:
 def _read(value: Value, index: Index) -> Array:
     try:
         return np.asarray(np.asarray(value.data)[np.ix_(*index)])
-    except (OSError, ValueError, IndexError) as error:
-        # It was to be read from a file that is absent or shorter.
+    except (OSError, ValueError, TypeError, RuntimeError, IndexError) as error:
+        # It was to be read from a file that is absent, or is of a type that numpy lacks.
         raise UnknownContentError(value.name) from error
 
 

@@ -146,6 +146,7 @@ def attention_sample(
     t: int = 5,
     *,
     causal: bool = False,
+    window: int | None = None,
     scale: float | None = None,
     mask: Array | None = None,
     label: str = "",
@@ -154,13 +155,17 @@ def attention_sample(
     arrays = [q, k, v] + ([mask] if mask is not None else [])
 
     def run(q: Any, k: Any, v: Any, mask: Any = None) -> Any:
-        if causal and s != t:
+        if causal and (s != t or window):
             mask = torch.ones(s, t, dtype=torch.bool).tril(t - s)
+        if window:
+            mask = mask.triu(t - s - window + 1)
         return F.scaled_dot_product_attention(
-            q, k, v, mask, 0.0, causal and s == t, scale=scale, enable_gqa=heads != groups
+            q, k, v, mask, 0.0, causal and mask is None, scale=scale, enable_gqa=heads != groups
         )
 
     attrs = {"causal": causal, "scale": scale, "dropout": 0.0}
+    if window:
+        attrs["window"] = window
     results = [((2, heads, s, 6), "float64"), ((2, heads, s), "float64")]
     return sample("attention", arrays, results, attrs, run, label=label, grads=(0, 1, 2))
 
@@ -168,6 +173,8 @@ def attention_sample(
 def attention() -> list[Sample]:
     return [
         attention_sample(3, 3, 5, 7, label="plain"),
+        attention_sample(3, 3, 6, 6, causal=True, window=3, label="window"),
+        attention_sample(4, 2, 3, 7, causal=True, window=4, label="window with a cache"),
         attention_sample(6, 3, 5, 7, label="grouped"),
         attention_sample(6, 2, causal=True, label="causal"),
         attention_sample(3, 3, 4, 7, causal=True, label="causal-cached"),

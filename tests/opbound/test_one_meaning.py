@@ -29,13 +29,12 @@ from meanings import MEANINGS  # noqa: E402
 UNEXPORTED = {"rms_norm", "scaled_dot_product_attention", "einsum", "special_ndtr", "enable_gqa"}
 # Why two routes may differ.
 DIFFERENT = {
-    ("rms_norm_gemma", "onnx"): "exporters fold 1 + weight into one constant",
-    ("causal", "onnx"): "a table stored in the file is not read, so it may be any mask",
-    ("sliding", "onnx"): "a table stored in the file is not read: floats, not booleans",
-    ("attention-baddbmm", "onnx"): "the zeros that are added become a table in the file",
+    (
+        "attention-baddbmm",
+        "onnx",
+    ): "a stored table of zeros may stand for weights left out of a file",
     ("mask_add-baddbmm", "onnx"): "the exporter multiplies the mask by 1",
     ("alibi-baddbmm", "onnx"): "the exporter multiplies the mask by 1",
-    ("causal-buffer", "aten"): "a part of a buffer is not read, so it may be any mask",
 }
 DIFFERENT_IN_TRAINING = {
     "group_norm": "the one that PyTorch has takes its statistics again",
