@@ -186,7 +186,7 @@ def test_an_escape_in_a_file_name_is_not_printed(opbound):
         ("broken_code:factory", "SyntaxError"),
         ("good_code:missing", "has no 'missing'"),
         ("good_code:fails", "ZeroDivisionError"),
-        ("good_code:number", "cannot import a int"),
+        ("good_code:number", "returned a int"),
     ],
 )
 def test_a_model_that_cannot_be_made(opbound, tmp_path, model, says):
