@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 
-_FUSIONS = frozenset({"lost-fusion", "gained-fusion", "replaced", "respelled"})
-
-
 @dataclass
 class _Side:
     """One of the two."""
@@ -78,13 +75,21 @@ def difference_of(
     before, after = _reports(sides, progress)
     progress("matching the operators")
     difference = compare(before, after)
-    fusions = _FUSIONS & {finding.kind for finding in difference.findings}
-    if difference.same_work or not fusions or known is not None or options.execution != "eager":
+    if known is not None or options.execution != "eager" or not _perhaps_spelling(difference):
         return difference
     for side in sides:
         side.options = replace(side.options, execution="fused")
     fused = compare(*(side.report(progress) for side in sides))
     return compare(before, after, same_when_fused=fused.same_work)
+
+
+def _perhaps_spelling(difference: Difference) -> bool:
+    """Whether a fusing compiler might make the same of both: it is worth asking."""
+    if difference.same_work:
+        return False
+    kinds = {finding.kind for finding in difference.findings}
+    flops = next(total.change for total in difference.totals if total.name == "flops")
+    return bool(kinds & {"lost-fusion", "gained-fusion"} or ("replaced" in kinds and not flops))
 
 
 def _reports(sides: list[_Side], progress: Progress) -> tuple[Report, Report]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from graph_ir.garbage import no_collection
 from opbound.parser import Parser
 
 EXIT_KEPT = 0
@@ -58,6 +59,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
     return parser
 
 
+@no_collection()
 def run(arguments: argparse.Namespace) -> int:
     """Checks, writes, and returns 0 if every rule holds, else 1."""
     from opbound.gate import check_model

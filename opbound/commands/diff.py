@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from graph_ir.errors import OpboundError
+from graph_ir.garbage import no_collection
 from opbound.parser import Parser
 
 EXIT_SAME = 0
@@ -57,6 +58,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
     return parser
 
 
+@no_collection()
 def run(arguments: argparse.Namespace) -> int:
     """Compares, writes, and returns 0 for the same work, else 1."""
     from opbound.arguments import options_of

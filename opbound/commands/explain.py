@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from graph_ir.garbage import no_collection
 from opbound.parser import Parser
 
 _EXAMPLES = """\
@@ -39,6 +40,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
     return parser
 
 
+@no_collection()
 def run(arguments: argparse.Namespace) -> int:
     """Explains and returns 0."""
     from opbound.arguments import options_of

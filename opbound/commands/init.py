@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from graph_ir.garbage import no_collection
 from opbound.parser import Parser
 
 _EXAMPLES = """\
@@ -40,6 +41,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
     return parser
 
 
+@no_collection()
 def run(arguments: argparse.Namespace) -> int:
     """Analyses, writes the file, and returns 0."""
     from opbound.analysis import run as analyze

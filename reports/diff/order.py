@@ -20,11 +20,13 @@ def in_model_order(rows: Sequence[OpRow]) -> list[OpRow]:
 def _runs(rows: Sequence[OpRow]) -> Iterator[list[OpRow]]:
     """Neighbouring rows that repeat equally often, or one a multiple of the other: a layer."""
     run: list[OpRow] = []
+    layers = 1
     for row in rows:
         repeats = _repeats(row)
-        if run and not _together(repeats, min(map(_repeats, run))):
+        if run and not _together(repeats, layers):
             yield run
             run = []
+        layers = min(layers, repeats) if run else repeats
         run.append(row)
     if run:
         yield run

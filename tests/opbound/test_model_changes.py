@@ -117,3 +117,20 @@ def test_a_report_of_an_older_schema_is_compared_by_what_it_says(tmp_path):
     (tmp_path / "old.json").write_text(json.dumps(report), encoding="utf-8")
     paths = (str(tmp_path / "old.json"), str(tmp_path / "m.onnx"))
     assert difference_of(*paths, Options(), lambda _: None).same_work
+
+
+@pytest.mark.slow
+def test_two_models_of_ten_thousand_nodes_are_compared_in_five_seconds(opbound, tmp_path):
+    import resource
+
+    base = changes.encoder(layers=370)
+    assert len(base.graph.node) > 9_900
+    onnx.save(base, tmp_path / "base.onnx")
+    onnx.save(changes.renamed(changes.encoder(layers=370, wide_layer=150)), tmp_path / "new.onnx")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = opbound("diff", "base.onnx", "new.onnx", "--json")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert found.returncode == 1
+    assert [f["kind"] for f in json.loads(found.stdout)["findings"]][0] == "wider"
+    spent_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert spent_s < 5
