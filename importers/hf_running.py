@@ -7,33 +7,41 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+SCAN = "mamba_selective_scan"
+"""What transformers calls the scan of mamba_ssm in each of its files."""
+
 
 @contextmanager
 def as_when_run(model: Any) -> Iterator[None]:
-    """While active, the model does not notice that it is exported, and experts get equal shares of rows."""
+    """While active, the model does not notice that it is exported, and runs scans as one kernel.
+
+    Experts get equal shares of rows.
+    """
+    from importers.torch_scan import scan_of_kernel
+
     with ExitStack() as stack:
-        stack.enter_context(_not_exporting(model))
+        stack.enter_context(_replaced(model, "is_torchdynamo_exporting", lambda: False))
+        stack.enter_context(_replaced(model, SCAN, scan_of_kernel))
         stack.enter_context(_equal_shares(model))
         yield
 
 
 @contextmanager
-def _not_exporting(model: Any) -> Iterator[None]:
-    """Some models write an operator out for formats that lack it when they see that they are exported."""
-    name = "is_torchdynamo_exporting"
+def _replaced(model: Any, name: str, function: Any) -> Iterator[None]:
+    """A function of the files that the model's code is in, replaced.
+
+    `is_torchdynamo_exporting`: some models write an operator out for formats that lack it when they see that
+    they are exported. `mamba_selective_scan`: without its kernel it is a loop over tokens.
+    """
     places = {sys.modules[type(part).__module__] for part in model.modules()}
     before = {place: getattr(place, name) for place in places if hasattr(place, name)}
     for place in before:
-        setattr(place, name, lambda: False)
-    for part in model.modules():
-        if hasattr(part, "use_associative_scan"):
-            # Only compiled code has it.
-            part.use_associative_scan = False
+        setattr(place, name, function)
     try:
         yield
     finally:
-        for place, function in before.items():
-            setattr(place, name, function)
+        for place, old in before.items():
+            setattr(place, name, old)
 
 
 @contextmanager

@@ -8,6 +8,16 @@ import torch.nn.functional as F
 from op_sample import Sample, normal, sample
 
 
+def selective_scan(u, dt, a, b, c):  # type: ignore[no-untyped-def]
+    """Mamba's recurrence step by step."""
+    state, ys = torch.zeros(*u.shape[:2], a.shape[1], dtype=u.dtype), []
+    for i in range(u.shape[2]):
+        step = dt[:, :, i, None]
+        state = torch.exp(step * a) * state + step * u[:, :, i, None] * b[:, None, :, i]
+        ys.append((state * c[:, None, :, i]).sum(-1))
+    return torch.stack(ys, -1)
+
+
 def norms() -> list[Sample]:
     x, image = normal(2, 3, 5), normal(3, 6, 4, 5)
     weight, bias, channel, shift = normal(5), normal(5), normal(6), normal(6)
@@ -140,6 +150,18 @@ def reductions() -> list[Sample]:
         sample("reduce_sum", [x], (2, 3), {"axes": (-1,)}, lambda x: x.sum(-1), label="last"),
         sample("reduce_mean", [x], (), None, torch.mean, label="all"),
         sample("softmax", [normal(4)], torch=lambda x: torch.softmax(x, 0), label="vector"),
+        sample(
+            "selective_scan",
+            [
+                normal(2, 3, 4),
+                normal(2, 3, 4, low=0.1),
+                -normal(3, 5, low=0.1),
+                normal(2, 5, 4),
+                normal(2, 5, 4),
+            ],
+            [((2, 3, 4), "float64"), ((2, 3, 5), "float64")],
+            torch=selective_scan,
+        ),
         sample("determinant", [normal(5, 3, 3)], (5,), torch=torch.linalg.det),
         *(
             sample(
