@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from graph_ir.errors import HardwareError, did_you_mean
 from graph_ir.tensor_type import DType
+
+if TYPE_CHECKING:
+    from costing.energy import Energy
 
 MATRIX = "matrix"
 VECTOR = "vector"
@@ -238,6 +242,8 @@ class Hardware:
     sources: Mapping[str, str] = field(default_factory=dict)
     """For each key path of the file, where its number comes from."""
     path: str = ""
+    energy: Energy | None = None
+    """None where nothing is known of the device's power."""
 
     @property
     def main_memory(self) -> MemoryLevel:

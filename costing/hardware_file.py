@@ -1,7 +1,8 @@
 """Reads a device's YAML file into `Hardware`.
 
 Every number is written `{value: "3.35 TB/s", source: ...}`; `source` is a key of the file's own
-`sources` table or a sentence. Unknown keys are errors, so that a misspelt one is never ignored.
+`sources` table or a sentence. A file may name another one as its `base`. Unknown keys are errors, so
+that a misspelt one is never ignored.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from costing.energy import Energy
 from costing.hardware import (
     AttentionKernel,
     Engine,
@@ -20,6 +22,7 @@ from costing.hardware import (
     Protocol,
     Tile,
 )
+from costing.hardware_base import read_device
 from costing.units import parse_quantity
 from graph_ir.errors import HardwareError, OpboundError, did_you_mean
 from graph_ir.tensor_type import DType
@@ -63,18 +66,7 @@ def parse_hardware(path: Path) -> Hardware:
     Raises:
         HardwareError: if it is not YAML, or a key or value in it is wrong.
     """
-    import yaml
-
-    try:
-        # The C parser is ten times as fast, but not every build of PyYAML has it.
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = " ".join(str(error).split())
-        raise HardwareError(f"{path} is not a YAML file: {line}") from error
-    except OSError as error:
-        raise HardwareError(f"{path} cannot be read: {error.strerror}") from error
-    return _hardware(_Section(loaded, str(path), ""))
+    return _hardware(_Section(read_device(path, SPECS), str(path), ""))
 
 
 class _Section:
@@ -173,11 +165,43 @@ def _hardware(top: _Section) -> Hardware:
     memory = tuple(_memory_level(s) for s in top.sections("memory"))
     links = tuple(_link(s) for s in top.sections("links", required=False))
     launch = _launch(top.section("launch"))
+    energy = _energy(top, name, links)
     top.done()
     for key, found in (("engines", engines), ("memory", memory)):
         if not found:
             raise HardwareError(f"{top.where(key)}: at least one entry is needed")
-    return Hardware(name, title, engines, memory, links, launch, dict(top.sources), path=top.file)
+    known = dict(top.sources)
+    return Hardware(name, title, engines, memory, links, launch, known, top.file, energy)
+
+
+def _energy(top: _Section, name: str, links: tuple[Link, ...]) -> Energy | None:
+    """What the file says of power, else what is known of a shipped device of that name."""
+    if top.get("energy", required=False) is None:
+        return _known_energy(name, links)
+    s = top.section("energy")
+    power, idle = s.quantity("power", "watts"), s.quantity("idle", "watts")
+    if idle >= power:
+        raise HardwareError(f"{s.where('idle')}: {idle:g} W is not below the limit of {power:g} W")
+    memory = s.quantity("memory", "J/byte")
+    each: dict[str, float] = {}
+    if s.get("links", required=False) is not None:
+        inner = s.section("links")
+        each = {link.name: inner.quantity(link.name, "J/byte", 0.0) for link in links}
+        inner.done()
+    s.done()
+    return Energy(power, idle, memory, each)
+
+
+def _known_energy(name: str, links: tuple[Link, ...]) -> Energy | None:
+    from costing.technology import build_of, link_energy, memory
+
+    build = build_of(name)
+    if build is None:
+        return None
+    known = {link.name: link_energy(link.kind, link.bandwidth_bytes_per_s) for link in links}
+    each = {name: joules for name, joules in known.items() if joules is not None}
+    joules_per_byte = memory(build.memory).joules_per_byte
+    return Energy(build.watts, build.idle_watts, joules_per_byte, each)
 
 
 def _engine(s: _Section) -> Engine:

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from costing.technology import link, memory, node
+from costing.technology import link, link_energy, memory, node
 from graph_ir.errors import HardwareError
 
 LOGIC_SHARE = 0.7
@@ -51,6 +51,11 @@ class Target:
     power: float = 1.0
     """Power over the base's."""
     logic_share: float = LOGIC_SHARE
+    watts: float | None = None
+    """Power limit of the base; None where it is not known: then the new file tells no energy."""
+    idle_watts: float | None = None
+    base_memory: str | None = None
+    """Memory generation of the base."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,8 @@ def scaled_device(data: dict[str, Any], name: str, target: Target) -> dict[str, 
         changes.append(_scale_memory(made, base, target))
     for generation in target.links:
         changes.append(_scale_link(made, base, generation))
+    if target.watts is not None and target.idle_watts is not None:
+        made["energy"] = _energy(made, base, target)
     made["title"] = f"{data['title']}, scaled: {'; '.join(changes)}"
     return made
 
@@ -170,6 +177,27 @@ def _scale_link(made: dict[str, Any], base: str, name: str) -> str:
         entry["bandwidth"] = {"value": bandwidth, "source": how}
         _put(entry, "local_bandwidth", ratio, how)
     return name
+
+
+def _energy(made: dict[str, Any], base: str, target: Target) -> dict[str, Any]:
+    """The power of the scaled device: the base's times the budget, and its memory and links by generation."""
+    how = f"{base}, power x {target.power:g}"
+    generation = memory(str(target.memory or target.base_memory))
+    entry: dict[str, Any] = {
+        "power": {"value": f"{float(target.watts or 0) * target.power:g} W", "source": how},
+        "idle": {"value": f"{float(target.idle_watts or 0) * target.power:g} W", "source": how},
+        "memory": _per_bit(generation.joules_per_byte, generation.source),
+    }
+    links = {}
+    for one in made.get("links", []):
+        joules = link_energy(one["kind"], _bytes_per_s(one["bandwidth"]))
+        if joules is not None:
+            links[one["name"]] = _per_bit(joules, "the generation of its kind nearest in bandwidth")
+    return {**entry, "links": links} if links else entry
+
+
+def _per_bit(joules_per_byte: float, source: str) -> dict[str, Any]:
+    return {"value": f"{joules_per_byte / 8e-12:.4g} pJ/bit", "source": source}
 
 
 def _bytes_per_s(entry: dict[str, Any]) -> float:

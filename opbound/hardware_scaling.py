@@ -12,7 +12,7 @@ examples:
   opbound hardware
   opbound hardware h100-sxm-80gb
   opbound hardware scale h100-sxm-80gb --node n3 --dram hbm4 --link nvlink5 -o future.yaml
-  opbound hardware scale a100-sxm-80gb --node n4 --power 1.75 --dram hbm3 --pin-rate 5.234375 -o like-h100.yaml
+  opbound hardware scale a100-sxm-80gb --node n4 --power 1.75 --dram hbm3 --pin-rate 5.234375 -o h.yaml
 """
 
 
@@ -98,6 +98,9 @@ def scale(arguments: argparse.Namespace) -> None:
         links=tuple(arguments.link),
         area=arguments.area,
         power=arguments.power,
+        watts=build.watts if build else None,
+        idle_watts=build.idle_watts if build else None,
+        base_memory=build.memory if build else None,
     )
     data = yaml.safe_load(Path(hardware.path).read_text(encoding="utf-8"))
     text = file_text(

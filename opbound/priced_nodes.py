@@ -8,12 +8,18 @@ from graph_ir.text_format import attributes_text
 from reports import CostedNode, Instance
 
 if TYPE_CHECKING:
+    from costing.hardware import Hardware
     from costing.op_cost import OpCost
     from graph_ir.graph import Node
 
 
 def costed_node(
-    node: Node, cost: OpCost, *, times: int = 1, phase: str | None = None
+    node: Node,
+    cost: OpCost,
+    *,
+    times: int = 1,
+    phase: str | None = None,
+    hardware: Hardware | None = None,
 ) -> CostedNode:
     """One node with its price.
 
@@ -22,6 +28,7 @@ def costed_node(
         cost: the price of ONE application.
         times: how often the rank runs the node's graph in a step (micro-batches, decode steps).
         phase: takes the place of the node's own phase (prefill, decode).
+        hardware: the device, for the node's energy.
     """
     values = (*node.inputs, *node.outputs)
     return CostedNode(
@@ -43,6 +50,7 @@ def costed_node(
         terms_s=dict(cost.terms),
         attributes=attributes_text(node.attrs),
         instances=tuple(map(Instance, node.instances, node.instance_modules)),
+        energy_j=_energy(node, cost, hardware),
         axis=node.attrs.get("axis") if node.phase == "communication" else None,
         sharding=_sharding(node) if any(value.shards for value in values) else (),
     )
@@ -54,6 +62,16 @@ def _sharding(node: Node) -> tuple[str, ...]:
         " ".join(f"{s.axis}={s.parts}@{'flat' if s.dim is None else s.dim}" for s in value.shards)
         for value in (*node.inputs, *node.outputs)
     )
+
+
+def _energy(node: Node, cost: OpCost, hardware: Hardware | None) -> float | None:
+    """Joules of one application beyond idle power, where the device's power is known."""
+    if hardware is None:
+        return None
+    from costing.energy import operator_energy
+
+    types = [value.type.dtype for value in (*node.inputs, *node.outputs)]
+    return operator_energy(hardware, cost, types)
 
 
 def _op_text(node: Node) -> str:

@@ -69,7 +69,8 @@ class PricedStep:
             once = part.times.once
             for node in part.graph.nodes:
                 runs = times * (1 if node in once else part.runs)
-                rows.append(costed_node(node, part.costs[node], times=runs, phase=phase))
+                cost, device = part.costs[node], self.pricer.hardware
+                rows.append(costed_node(node, cost, times=runs, phase=phase, hardware=device))
         return rows
 
 

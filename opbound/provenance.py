@@ -127,6 +127,7 @@ def hardware_info(
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         peak_flops_per_s=peak_flops_per_s(hardware, graph),
         ceilings=tuple(ceilings_of(hardware, rows)),
+        idle_watts=hardware.energy.idle_watts if hardware.energy else None,
     )
 
 

@@ -61,6 +61,8 @@ class CostedNode:
     """The nodes folded into this one; empty where it stands for itself."""
     axis: str | None = None
     """Mesh axis of a collective."""
+    energy_j: float | None = None
+    """Joules of one execution beyond idle power; None where the device's power is not known."""
     sharding: tuple[str, ...] = ()
     """How each of the shapes was cut out of the whole one."""
 
@@ -176,6 +178,7 @@ def _row(node: CostedNode, step_time_s: float) -> OpRow:
         attributes=node.attributes,
         instances=node.instances,
         axis=node.axis,
+        energy_j=None if node.energy_j is None else node.energy_j * node.count,
         sharding=node.sharding,
     )
 
@@ -231,4 +234,12 @@ def _totals(
         prefill_time_s=times.prefill_time_s,
         decode_time_s=times.decode_time_s,
         time_per_token_s=times.time_per_token_s,
+        energy_j=_energy(rows, hardware, times.step_time_s),
     )
+
+
+def _energy(rows: Sequence[OpRow], hardware: HardwareInfo, step_time_s: float) -> float | None:
+    """Of one device in a step; None where its power is not known."""
+    if hardware.idle_watts is None:
+        return None
+    return hardware.idle_watts * step_time_s + sum(row.energy_j or 0.0 for row in rows)

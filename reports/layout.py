@@ -171,6 +171,14 @@ def total_lines(report: Report) -> list[tuple[str, str]]:
         ),
         ("parameters", f"{scaled_text(totals.parameters)} in the whole model"),
     ]
+    if totals.energy_j is not None:
+        watts = ratio(totals.energy_j, totals.step_time_s)
+        lines.append(
+            (
+                "energy",
+                f"about {scaled_text(totals.energy_j, 'J')} per device and step, {scaled_text(watts, 'W')}",
+            )
+        )
     if totals.prefill_time_s is not None and totals.decode_time_s is not None:
         each = totals.time_per_token_s
         token = f", {time_text(each)} per token" if each is not None else ""

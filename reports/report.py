@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from reports.view import View
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 """Version of the JSON form; the major number grows when a key changes its meaning or goes away."""
 
 FLOPS_CONVENTION = "1 multiply-add = 2 FLOPs"
@@ -116,6 +116,8 @@ class HardwareInfo(Record):
     """Peak of one device's fastest engine in the model's dtype; what MFU divides by."""
     ceilings: tuple[Ceiling, ...] = ()
     """Of the engines and dtypes that the report's operators use, every memory level and every link."""
+    idle_watts: float | None = None
+    """What the device draws while it waits, where that is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +201,8 @@ class OpRow(Record):
     """The nodes behind a group; empty for a single node."""
     axis: str | None = None
     """Mesh axis over which a collective goes; None for all other operators."""
+    energy_j: float | None = None
+    """Of arithmetic, main memory and links; None where the device's power is not known."""
     sharding: tuple[str, ...] = ()
     """For each shape, the mesh axes that split it and the dim, as `dp=2@0 tp=4@1`; a flat part of a stored
     tensor as `dp=8@flat`; empty for a whole one. No entries where nothing is split."""
@@ -261,6 +265,8 @@ class Totals(Record):
     prefill_time_s: float | None = None
     decode_time_s: float | None = None
     time_per_token_s: float | None = None
+    energy_j: float | None = None
+    """Of one device: the rows' and its idle power over the step; None where its power is not known."""
     collectives: tuple[CollectiveSum, ...] = ()
     """Communication by mesh axis and kind, the longest first."""
     conclusions: tuple[str, ...] = ()

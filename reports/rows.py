@@ -75,8 +75,14 @@ def _merge(group: Sequence[OpRow]) -> OpRow:
         share=sum(row.share for row in group),
         utilization=busy_s / time_s if time_s else first.utilization,
         terms_s=terms,
+        energy_j=_energy(group),
         instances=instances,
     )
+
+
+def _energy(group: Sequence[OpRow]) -> float | None:
+    known = [row.energy_j for row in group if row.energy_j is not None]
+    return sum(known) if known else None
 
 
 def _instances(row: OpRow) -> tuple[Instance, ...]:
@@ -111,6 +117,7 @@ def _expand(row: OpRow) -> list[OpRow]:
             time_s=row.time_s / parts,
             share=row.share / parts,
             terms_s=terms,
+            energy_j=None if row.energy_j is None else row.energy_j / parts,
             instances=(),
         )
         for index, instance in enumerate(row.instances)

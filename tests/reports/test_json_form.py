@@ -106,7 +106,14 @@ def test_the_schema_names_every_key_and_no_other(make_report):
             check(entry, schema["items"], f"{where}[]")
 
     report = make_report(mode="generation", times=GENERATION, timeline=[EVENT])
-    report = replace(report, search=SEARCH, pipeline=PIPELINE)
+    report = replace(
+        report,
+        search=SEARCH,
+        pipeline=PIPELINE,
+        hardware=replace(report.hardware, idle_watts=75.0),
+        totals=replace(report.totals, energy_j=1.0),
+        operators=tuple(replace(row, energy_j=0.1) for row in report.operators),
+    )
     check(report.to_dict(), SCHEMA, "report")
 
 
