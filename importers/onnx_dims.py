@@ -43,6 +43,7 @@ class DimBinder:
         """Sizes of the dims that were needed so far."""
         self._given = dict(options.dims)
         self._known: set[str] = set()
+        self._leading: set[str] = set()
         self.static_batch: tuple[int, int] | None = None
         """(the file's fixed batch, the one asked for) if a static batch is being replaced."""
 
@@ -58,6 +59,7 @@ class DimBinder:
         for info, dims in raw:
             self._bind_shape(info.name, dims)
         self._known |= {d for _, dims in raw for d in dims if isinstance(d, str)}
+        self._leading = {d for _, dims in raw for d in dims[:1] if isinstance(d, str)}
         self._check_given()
         self._bind_by_role([(i, d) for i, d in raw])
         self._check_bound(raw)
@@ -254,7 +256,7 @@ class DimBinder:
         return "batch" if replaced else None
 
     def _option_for(self, name: str) -> str:
-        if _is_batch(name, 1 if "." in name else -1) or name.endswith(".0"):
+        if _is_batch(name, 0 if name in self._leading else -1):
             return f"--batch INT or --dim '{name}=INT'"
         if _is_sequence(name):
             return f"--sequence INT or --dim '{name}=INT'"

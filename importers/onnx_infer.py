@@ -252,6 +252,8 @@ def complete_type(
         DimensionError: the rank is known, but a dim is not, and nothing bounds it.
     """
     name = node.output[index]
+    if inferred is None or inferred[1] is None:
+        inferred = _outline(node, index, inputs, binder) or inferred
     if inferred is not None and inferred[1] is not None and None not in inferred[1]:
         stated = None  # Nothing is left open.
     else:
@@ -268,11 +270,38 @@ def complete_type(
     dtype, dims = inferred
     if dims is None:
         return None
+    if node.op_type == "Reshape" and inputs[0] is not None:
+        given = [binder.lookup(f"{name}.{i}") if d is None else d for i, d in enumerate(dims)]
+        # The number of elements tells a last open dim.
+        dims = tuple(
+            None if d == -1 else d
+            for d in _fill([-1 if d is None else d for d in given], inputs[0].type.elements)
+        )
     sizes = [
         d if d is not None else _open_dim(node, name, i, stated, declared, inputs, binder, notes)
         for i, d in enumerate(dims)
     ]
     return TensorType(checked_shape(sizes, f"result {name!r} of {node_label(node)}"), dtype)
+
+
+def _outline(
+    node: NodeProto, index: int, inputs: Sequence[OnnxValue | None], binder: DimBinder
+) -> PartialType | None:
+    """The rank of results whose sizes alone depend on data."""
+    first = inputs[0] if inputs else None
+    if node.op_type == "Split" and first is not None and first.shape:
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0) % len(first.shape)
+        sizes: list[int | None] = list(first.shape)
+        sizes[axis] = None
+        if index == len(node.output) - 1:
+            # What the other pieces leave.
+            others = [binder.lookup(f"{name}.{axis}") for name in node.output[:-1]]
+            rest = first.shape[axis] - sum(n or 0 for n in others)
+            if None not in others and rest >= 0:
+                sizes[axis] = rest
+        return first.dtype, tuple(sizes)
+    # Height, width and channels of a picture (onnxruntime-extensions' custom operators).
+    return (DType.UINT8, (None,) * 3) if node.op_type in ("DecodeImage", "ImageReader") else None
 
 
 def _open_dim(

@@ -40,6 +40,8 @@ _EXPANSION_BUDGET = 100_000
 _ADOPTED = frozenset({"GatherND", "GridSample", "Pad", "Range", "Trilu", "Unique"})
 """Operators of com.microsoft that the standard has since taken over as they are."""
 
+_MAX_NUMBERS = 6
+
 _RELAYOUTS = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Cast"})
 
 
@@ -251,7 +253,8 @@ class Resolver:
             result = scope.prefix + node.output[0]
             raise DimensionError(
                 f"{resolved.label}: the shape of {result!r} depends on data: give "
-                f"{_deciding(resolved)}each of its dims, --dim '{result}.0=INT' and so on"
+                f"{_deciding(resolved)}every one of its dims: --dim '{result}.0=INT', "
+                f"--dim '{result}.1=INT' ... for as many as it has"
             )
         if types is None:
             place = f" in module {resolved.module!r}" if resolved.module else ""
@@ -311,11 +314,15 @@ class Resolver:
 def _deciding(node: OnnxNode) -> str:
     """The option that says what the operand holds on which the node's shapes depend."""
     unknown = [
-        v.name
+        v
         for v in node.inputs[1:]
         if v is not None and v.data is None and v.dtype.kind == "int" and len(v.shape) <= 1
     ]
-    return f"--value '{unknown[0]}=...', or " if unknown else ""
+    if not unknown:
+        return ""
+    count = unknown[0].type.elements
+    numbers = ",".join(["N"] * count) if count <= _MAX_NUMBERS else f"N,... ({count} numbers)"
+    return f"--value '{unknown[0].name}={numbers}', or "
 
 
 def _check_unique(graph: GraphProto) -> None:

@@ -82,6 +82,10 @@ RESULT = ") => (float[a, b] y) { y = "
         ("m (int64[1] s) => (float[a] y) { y = ConstantOfShape (s) }", "y.0"),
         ("m (int64[4] i, int64 d, float[2] v) => (float[4, d] y) { y = OneHot (i, d, v) }", "y.1"),
         (f"{IMAGE}float[4] s) => (float[a, b, c, d] y) {{ y = Resize (x, , s) }}", "y.0 y.1 y.2 y.3"),
+        # What the others leave is not asked for.
+        ("m (float[2, 48] x, int64[2] s) => (float[a, b] y) "
+         "{ p, q = Split <axis = 1> (x, s) y = Relu (q) }", "p.1"),
+        ("m (float[2, 128] x, int64[2] s) => (float[a, b] y) { y = Reshape (x, s) }", "y.0"),
         ("m (float[batch, seq, 8] x) => (float[a, 8] y) { s = Shape <start = 2> (x) "
          "m = Concat <axis = 0> (rest, s) y = Reshape (x, m) }", "batch seq"),
     ],
@@ -91,3 +95,9 @@ def test_what_is_open_is_asked_for_and_no_more(onnx_model, text, asked):
     given, error = advised(onnx_model(text, weights=weights))
     assert error is None
     assert given["dims"] == dict.fromkeys(asked.split(), SIZE)
+
+
+def test_a_leading_dim_without_a_name_may_be_the_batch(onnx_model):
+    path = onnx_model("m (float[None, 3] x) => (float[None, 3] y) { y = Relu (x) }")
+    with pytest.raises(DimensionError, match="--batch INT or --dim 'None=INT'"):
+        load(path)
