@@ -7,12 +7,12 @@ kept, and the rest of the strategy carried out again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from graph_ir.decompose import decompose
 from graph_ir.graph import Graph, Node, Value
-from graph_ir.logical_axes import Axis
+from graph_ir.logical_axes import Axis, AxisRule
 from graph_ir.partitioned import PartitionedGraph
 from partitioner.mesh import MeshAxis
 from partitioner.partition import PIPELINE_ORDER, partition
@@ -34,6 +34,10 @@ class Decision:
     """What was chosen for each unknown of the search."""
     done: frozenset[str]
     """Names of the passes that are done with it."""
+    fixed: Mapping[Node, AxisRule]
+    """Nodes that run by a rule which is none of an axis: sorts and lookups of each device's own tokens."""
+    stored: Mapping[Value, Axis | None]
+    """Along which axis each value from outside is kept."""
 
     def unknown(self, name: str) -> Node | None:
         """The forward node behind an operator's name; None if this graph has none."""
@@ -69,8 +73,23 @@ class Decision:
         option = self.search.unknowns.options[i].index(axis)
         choice = (*self.choice[:i], option, *self.choice[i + 1 :])
         plan = self.search.plan(choice)
+        changed = {v for n in self.search.unknowns.members[unknown] for v in n.inputs}
+        kept = {v: a for v, a in self.stored.items() if v not in changed}
+        fixed = self._fixed_but(unknown)
+        own = frozenset(a for r in fixed.values() for a in (*r.inputs, *r.outputs) if a is not None)
+        plan = replace(
+            plan,
+            chosen={**(plan.chosen or {}), **fixed},
+            lies={**(plan.lies or {}), **kept},
+            axes=plan.axes | own,
+            batch=plan.batch | own,
+        )
         local = split_graph(self.search.graph, self.search.axes, plan)
         return partition(local, strategy, node_time, self.done)
+
+    def _fixed_but(self, unknown: Node) -> dict[Node, AxisRule]:
+        of = self.search.unknowns.of
+        return {n: r for n, r in self.fixed.items() if of[n] is not unknown}
 
 
 def decisions(graph: Graph, strategy: Strategy, prices: Prices) -> Iterator[Decision]:
@@ -94,7 +113,14 @@ def decisions(graph: Graph, strategy: Strategy, prices: Prices) -> Iterator[Deci
             whole = _taken_apart_as(graph, after)
             search = Search(whole, mesh_axis, prices)
             choice = _choice(search, after, mesh_axis.name)
-            yield Decision(mesh_axis, search, choice, frozenset(done))
+            fixed = _fixed(search, after, mesh_axis.name)
+            own = {v.name: v for v in after.inputs}
+            stored = {
+                v: _axis(search, v, own[v.name], mesh_axis.name)
+                for v in whole.inputs
+                if v.name in own
+            }
+            yield Decision(mesh_axis, search, choice, frozenset(done), fixed, stored)
         graph = after
 
 
@@ -124,6 +150,31 @@ def _choice(search: Search, after: Graph, name: str) -> tuple[int, ...]:
         axis = next((a for a in axes if a is not None and a in options), None)
         found.append(options.index(axis))
     return tuple(found)
+
+
+def _fixed(search: Search, after: Graph, name: str) -> dict[Node, AxisRule]:
+    """Rules of the nodes that are split, but along no axis that they could choose."""
+    local = {n.name: n for n in after.nodes}
+    found = {}
+    for node in search.graph.nodes:
+        part = local.get(node.name)
+        if part is None or part.op != node.op or len(part.inputs) != len(node.inputs):
+            continue
+        inputs = tuple(
+            _axis(search, *pair, name) for pair in zip(node.inputs, part.inputs, strict=True)
+        )
+        outputs = tuple(
+            _axis(search, *pair, name) for pair in zip(node.outputs, part.outputs, strict=True)
+        )
+        used = {a for a in (*inputs, *outputs) if a is not None}
+        rules = [search.unknowns.rule(node, a) for a in used]
+        if not used or any(r and (r.inputs, r.outputs) == (inputs, outputs) for r in rules):
+            continue
+        sizes = part.equation.sizes
+        names = (n for n, size in node.equation.sizes.items() if sizes.get(n, size) != size)
+        own = node.definition.kind in ("gather", "routing")
+        found[node] = AxisRule("" if own else next(names, ""), inputs, outputs, partial=not own)
+    return found
 
 
 def _pairs(whole: Node, local: Node) -> list[tuple[Value, Value]]:

@@ -32,8 +32,9 @@ class Plan:
     batch: frozenset[Axis] = frozenset()
     """Axes of independent samples or tokens: statistics are taken over each device's part of them, and
     lookups and sorts of the data itself are each device's own."""
-    chosen: Mapping[Node, Axis | None] | None = None
-    """Where a search has chosen for each node: the axis that it runs split along, None for whole."""
+    chosen: Mapping[Node, Axis | AxisRule | None] | None = None
+    """Where a search has chosen for each node: the axis that it runs split along, None for whole. A rule
+    says it of a node that an axis alone does not tell it of: a sort of each device's own tokens."""
     lies: Mapping[Value, Axis | None] | None = None
     """With `chosen`: the axis that each value is kept split along."""
 
@@ -99,6 +100,8 @@ class Placements:
     def _choose(self, node: Node) -> AxisRule | None:
         if self.plan.chosen is not None:
             chosen = self.plan.chosen.get(node)
+            if isinstance(chosen, AxisRule):
+                return chosen
             batch = chosen in self.plan.batch
             return None if chosen is None else self.axes.rule(node, chosen, batch=batch)
         if self.plan.batch:
