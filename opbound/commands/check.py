@@ -49,13 +49,9 @@ def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
         help="write the present reports to the --baseline file; limits are checked, growth is not",
     )
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--format",
-        choices=("table", "json", "junit", "sarif", "github", "gitlab"),
-        default="table",
-        help="default: %(default)s",
-    )
+    arguments.add_format(group, ("table", "json", "junit", "sarif", "github", "gitlab"))
     arguments.add_file(group)
+    arguments.add_quiet(group)
     return parser
 
 
@@ -76,5 +72,6 @@ def run(arguments: argparse.Namespace) -> int:
                 update=arguments.update_baseline,
                 progress=say,
             )
-        output.write(FORMS[arguments.format](results, arguments.model))
+        if not arguments.quiet or arguments.output is not None:
+            output.write(FORMS[arguments.format](results, arguments.model))
     return EXIT_KEPT if all(result.passed for result in results) else EXIT_BROKEN

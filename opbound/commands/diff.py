@@ -54,6 +54,12 @@ def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
     arguments.add_format(group, ("table", "json", "markdown", "html"))
     arguments.add_file(group)
     arguments.add_quiet(group)
+    group.add_argument(
+        "--labels",
+        nargs=2,
+        metavar=("BASE", "NEW"),
+        help="what the two are called in the output (default: as typed)",
+    )
     group.add_argument("--top", type=int, metavar="N", help="only the N costliest changes")
     return parser
 
@@ -67,7 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     from opbound.progress import progress
     from reports.diff import diff_html, diff_json, diff_markdown, diff_text
 
-    labels = (arguments.base, arguments.new)
+    old, new = arguments.labels or (arguments.base, arguments.new)
+    labels = (old, new)
     options = options_of(arguments)
     chosen = {name: getattr(arguments, name) for name in _CHOSEN}
     typed = {name: value for name, value in chosen.items() if not isinstance(value, _Untyped)}

@@ -38,7 +38,9 @@ def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
         "opbound needs is missing.",
         allow_abbrev=False,
     )
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    from opbound import arguments
+
+    arguments.add_format(parser, ("table", "json"))
     return parser
 
 

@@ -33,9 +33,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
     parser.add_argument("node", metavar="NODE", nargs="?", help="an operator or a module")
     arguments.add_analysis(parser)
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--format", choices=("table", "json"), default="table", help="default: %(default)s"
-    )
+    arguments.add_format(group, ("table", "json"))
     arguments.add_file(group)
     return parser
 
