@@ -46,6 +46,8 @@ class Comparison:
     name: str
     predicted_s: Array
     measured_s: Array
+    weights: Array | None = None
+    """Of the rows in the mean; none: all alike."""
 
     @property
     def errors(self) -> Array:
@@ -55,7 +57,7 @@ class Comparison:
     @property
     def mean(self) -> float:
         """Mean of the absolute relative errors."""
-        return float(self.errors.mean())
+        return float(np.average(self.errors, weights=self.weights))
 
     def where(self, name: str, mask: NDArray[np.bool_]) -> Comparison:
         """The rows where `mask` is true."""
@@ -69,7 +71,8 @@ def measured_folder() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _rows(path: Path) -> Table:
+def read_rows(path: Path) -> Table:
+    """The rows of a compressed table."""
     with gzip.open(path, "rt", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -89,7 +92,7 @@ _SYSTEMS = {"a100-sxm-80gb": "a100_sxm", "h100-sxm-80gb": "h100_sxm"}
 def gemm(folder: Path) -> Iterator[Comparison]:
     """Products in bf16."""
     for device, file in _GEMM.items():
-        table = _rows(folder / "gemm" / file)
+        table = read_rows(folder / "gemm" / file)
         # The fp8 rows of the tables include the quantisation of the operands: not compared.
         table = [row for row in table if row["gemm_dtype"] == "bfloat16"]
         m, n, k = (_column(table, name) for name in "mnk")
@@ -104,7 +107,7 @@ def attention(folder: Path) -> Iterator[Comparison]:
     for device, file in _ATTENTION.items():
         hardware = load_hardware(device)
         for kind in ("context", "generation"):
-            table = _rows(folder / "attention" / f"{kind}__{file}.csv.gz")
+            table = read_rows(folder / "attention" / f"{kind}__{file}.csv.gz")
             b, h, g = (
                 _column(table, name) for name in ("batch_size", "num_heads", "num_key_value_heads")
             )
@@ -122,7 +125,7 @@ def attention(folder: Path) -> Iterator[Comparison]:
 
 def collectives(folder: Path) -> Iterator[Comparison]:
     """NCCL within a node."""
-    table = _rows(folder / "collectives/nccl_a100_h100.csv.gz")
+    table = read_rows(folder / "collectives/nccl_a100_h100.csv.gz")
     names = {"alltoall": "all_to_all"}
     for device, system in _SYSTEMS.items():
         for op in ("all_reduce", "all_gather", "reduce_scatter", "alltoall"):
@@ -150,7 +153,7 @@ def _a100_pcie() -> Hardware:
 
 def convolution(folder: Path) -> Iterator[Comparison]:
     """Convolutions in fp32."""
-    table = _rows(folder / "conv/NVIDIA_A100_80GB_PCIe.csv.gz")
+    table = read_rows(folder / "conv/NVIDIA_A100_80GB_PCIe.csv.gz")
     batch, c_in, c_out, tap, size, stride, pad = (
         _column(table, name)
         for name in (

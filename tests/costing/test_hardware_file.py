@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from costing.hardware import Hardware
+from costing.hardware_base import read_device
 from costing.hardware_file import SPECS, list_hardware, load_hardware
 from costing.units import parse_quantity
 from graph_ir.errors import HardwareError
@@ -49,7 +50,7 @@ def test_the_shipped_devices_are_all_there() -> None:
 def test_every_figure_of_every_device_has_a_source(name: str) -> None:
     device = load_hardware(name)
     assert device.name == name
-    figures = _figures(yaml.safe_load((SPECS / f"{name}.yaml").read_text()))
+    figures = _figures(read_device(SPECS / f"{name}.yaml", SPECS))
     assert figures == len(device.sources)
     assert all(len(source) > 5 for source in device.sources.values())
 
