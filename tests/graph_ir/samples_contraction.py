@@ -181,8 +181,27 @@ def attention() -> list[Sample]:
         attention_sample(3, 3, 4, 7, scale=0.2, mask=normal(4, 7), label="bias"),
         attention_sample(6, 3, 4, 7, mask=normal(2, 6, 4, 7), label="full-bias"),
         attention_sample(6, 3, 4, 7, mask=np.arange(7) < [[[[5]]], [[[7]]]], label="padding"),
+        attention_merge(),
         *rotary(),
     ]
+
+
+def attention_merge() -> Sample:
+    """Attention to two sets of keys, merged, is attention to all of them."""
+    q, k, v = normal(2, 3, 5, 4), normal(2, 3, 7, 4), normal(2, 3, 7, 6)
+    arrays = []
+    for keys, values in ((k[:, :, :2], v[:, :, :2]), (k[:, :, 2:], v[:, :, 2:])):
+        scores = torch.from_numpy(np.einsum("bhsd,bhtd->bhst", q, keys))
+        mixed = torch.softmax(scores, dim=-1) @ torch.from_numpy(values)
+        arrays += [mixed.numpy(), torch.logsumexp(scores, dim=-1).numpy()]
+
+    def whole(*_: Any) -> Any:
+        scores = torch.from_numpy(np.einsum("bhsd,bhtd->bhst", q, k))
+        mixed = torch.softmax(scores, dim=-1) @ torch.from_numpy(v)
+        return mixed, torch.logsumexp(scores, dim=-1)
+
+    results = [((2, 3, 5, 6), "float64"), ((2, 3, 5), "float64")]
+    return sample("attention_merge", arrays, results, torch=whole)
 
 
 def rotary() -> list[Sample]:

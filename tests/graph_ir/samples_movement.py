@@ -25,7 +25,23 @@ def movement() -> list[Sample]:
             label=label,
         )
 
+    ring = [normal(2, 3, 5) for _ in range(4)]
     return [
+        # A ring's second chunk; and what rank 1 of 4 received: its own, then those of ranks 0, 3 and 2.
+        sample(
+            "ring_chunk",
+            [normal(2, 12, 5)],
+            (2, 4, 5),
+            {"dim": 1, "index": 1, "view": True},
+            lambda x: x.chunk(3, 1)[1],
+        ),
+        sample(
+            "ring_join",
+            ring,
+            (2, 12, 5),
+            {"dim": 1, "index": 1},
+            lambda own, first, last, third: torch.cat((first, own, third, last), 1),
+        ),
         reshape((3, 20), (3, 4, 5)),
         reshape((4, 6), (8, 3)),
         reshape((2, 3), (3, 2)),

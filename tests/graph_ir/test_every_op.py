@@ -29,12 +29,15 @@ from graph_ir.op_def import all_ops  # noqa: E402
 # What has no numbers, and why.
 NOT_EVALUATED = {
     **dict.fromkeys(
-        ("all_reduce", "reduce_scatter", "all_gather", "all_to_all", "send", "recv"),
+        (
+            *("all_reduce", "reduce_scatter", "all_gather", "all_to_all", "send", "recv"),
+            "collective_permute",
+        ),
         "needs several devices",
     ),
     "unknown": "means nothing",
     "pointwise": "stands for any function",
-    "own_part": "needs a device's rank",
+    **dict.fromkeys(("own_part", "shard"), "needs a device's rank"),
     **dict.fromkeys(
         ("gather_nd", "gather_nd_backward", "scatter_nd"), "what the indices mean is the frontend's"
     ),
@@ -50,6 +53,7 @@ KEPT_WHOLE: dict[str, tuple[str, str]] = {
     # Queries under a causal mask are split only on request (context parallelism), never in passing: their
     # parts do equal work only if each device takes both ends of the sequence.
     "attention": ("e s", "the second result would be whole; parts of unequal work"),
+    "attention_merge": ("e", "the second result would be whole"),
     # With the sums over all keys saved, the backward pass could split the keys.
     "attention_backward": ("e t s", "the forward pass keeps them whole"),
 }

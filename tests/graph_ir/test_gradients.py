@@ -21,7 +21,10 @@ FLAT = set(
 )
 NO_GRADIENT = FLAT | {
     *("all_reduce", "reduce_scatter", "all_gather", "all_to_all", "send", "recv"),
-    *("adamw", "sgd", "own_part"),
+    "collective_permute",
+    *("adamw", "sgd", "own_part", "shard"),
+    # Partitioning writes these, after the backward pass is there.
+    *("ring_chunk", "ring_join", "attention_merge"),
     "detach",  # that is its meaning
 }
 DIFFERENTIABLE = [s for s in SAMPLES if has_gradient(s)]
