@@ -106,6 +106,7 @@ def _imported(arguments: argparse.Namespace, *, keep: bool) -> ImportedModel:
     from opbound.model_answers import answers_of
     from opbound.options import parse_dim
 
+    answers: Any = answers_of(arguments)
     return load(
         arguments.model,
         batch=arguments.batch,
@@ -115,7 +116,7 @@ def _imported(arguments: argparse.Namespace, *, keep: bool) -> ImportedModel:
         mode="training" if arguments.backward else "inference",
         allow_unknown=True,
         keep_program=keep,
-        **answers_of(arguments),
+        **answers,
     )
 
 

@@ -135,7 +135,14 @@ def fit_overheads(
 
     def errors(labels: Iterable[str], sustained: dict[str, float], **changed: float) -> Array:
         shares = {"default": 1.0, **sustained}
-        engine = replace(plain, efficiency=shares, **{**figures, **changed})
+        tried = {**figures, **changed}
+        engine = replace(
+            plain,
+            efficiency=shares,
+            tile_overhead_s=tried["tile_overhead_s"],
+            operand_cost=tried["operand_cost"],
+            unhidden=tried["unhidden"],
+        )
         device = Hardware("device", "", (engine,), tuple(memory), (), launch)
         return np.concatenate([_ratios(device, groups[label]) for label in labels])
 

@@ -162,19 +162,22 @@ def _profiled(target: Target, module: Any, arguments: Sequence[Any], backward: b
     torch = target.torch
     from torch.profiler import ProfilerActivity, profile, record_function
 
-    class Marked(torch.fx.Interpreter):
-        def run_node(self, node: Any) -> Any:
-            if node.op != "call_function":
-                return super().run_node(node)
-            with record_function(f"{_MARK}{node.name}"):
-                return super().run_node(node)
+    interpreter = torch.fx.Interpreter(module)
+    run_node = interpreter.run_node
 
+    def marked(node: Any) -> Any:
+        if node.op != "call_function":
+            return run_node(node)
+        with record_function(f"{_MARK}{node.name}"):
+            return run_node(node)
+
+    interpreter.run_node = marked
     for tensor in arguments:
         if isinstance(tensor, torch.Tensor):
             tensor.grad = None
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * target.is_cuda
     with profile(activities=activities) as profiler, torch.set_grad_enabled(backward):
-        results = Marked(module).run(*arguments)
+        results = interpreter.run(*arguments)
         if backward:
             _differentiate(torch, results)
         if target.is_cuda:
@@ -196,10 +199,12 @@ def operator_times(events: Sequence[Any], *, on_device: bool) -> Measured:
     forward: dict[str, float] = {}
     owner: dict[int, str] = {}
     for event in events:
-        if not event.name.startswith(_MARK) or _within_mark(event):
+        if not event.name.startswith(_MARK):
             continue
         name = event.name.removeprefix(_MARK)
-        forward[name] = forward.get(name, 0.0) + sum(_seconds(c, on_device) for c in _calls(event))
+        forward[name] = forward.get(name, 0.0) + sum(
+            _seconds(call, on_device) for call in event.cpu_children
+        )
         for call in _descendants(event):
             if call.sequence_nr >= 0:
                 # Of all calls with a number, the last is the one that made the gradient's node.
@@ -223,26 +228,7 @@ def _seconds(event: Any, on_device: bool) -> float:
     return float(micros) / 1e6
 
 
-def _calls(event: Any) -> Iterator[Any]:
-    """The library calls of a range; those of a nested range are its own."""
-    for child in event.cpu_children:
-        if child.name.startswith(_MARK):
-            yield from _calls(child)
-        else:
-            yield child
-
-
 def _descendants(event: Any) -> Iterator[Any]:
     for child in event.cpu_children:
         yield child
         yield from _descendants(child)
-
-
-def _within_mark(event: Any) -> bool:
-    """Whether the event lies in another operator's range (a nested graph): that one counts it."""
-    above = event.cpu_parent
-    while above is not None:
-        if above.name.startswith(_MARK):
-            return True
-        above = above.cpu_parent
-    return False
