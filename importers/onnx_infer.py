@@ -271,12 +271,10 @@ def complete_type(
     if dims is None:
         return None
     if node.op_type == "Reshape" and inputs[0] is not None:
-        given = [binder.lookup(f"{name}.{i}") if d is None else d for i, d in enumerate(dims)]
+        known = [binder.lookup(f"{name}.{i}") if d is None else d for i, d in enumerate(dims)]
         # The number of elements tells a last open dim.
-        dims = tuple(
-            None if d == -1 else d
-            for d in _fill([-1 if d is None else d for d in given], inputs[0].type.elements)
-        )
+        filled = _fill([-1 if d is None else d for d in known], inputs[0].type.elements)
+        dims = tuple(None if d == -1 else d for d in filled)
     sizes = [
         d if d is not None else _open_dim(node, name, i, stated, declared, inputs, binder, notes)
         for i, d in enumerate(dims)
