@@ -50,7 +50,7 @@ def run(
     analysis = Analysis(model, options, example_inputs, progress)
     report = analysis.report()
     if options.parallel.get("auto", 1) > 1:
-        from opbound.auto import axes_only
+        from opbound.searched_axes import axes_only
 
         report = replace(report, search=axes_only(analysis))
     return report

@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_ir.errors import MeshError, OpboundError
-from opbound.analysis import Analysis, Progress
+from opbound.analysis import Progress
 from opbound.bench import Bench, Measured
+from opbound.candidates import Candidate, factorizations, splits
 from opbound.options import Options
-from reports.report import AxisRow, LeftOut, SearchInfo, StrategyRow
+from opbound.searched_axes import searched_axes
+from reports.report import LeftOut, SearchInfo, StrategyRow
 
 if TYPE_CHECKING:
     from costing.hardware import Hardware
@@ -42,32 +44,6 @@ def node_devices(hardware: Hardware) -> int:
         if link.devices is not None:
             return link.devices
     return 1
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A mesh, and what goes with it."""
-
-    options: Options
-    bound_s: float
-    level: int = 0
-    """Index into the ways to save memory, from none on."""
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        """Equal for candidates that differ in how they save memory."""
-        o = self.options
-        return (tuple(sorted(o.parallel.items())), o.sequence_parallel, o.microbatch)
-
-    def text(self) -> str:
-        """As the command line takes it."""
-        o = self.options
-        parts = [",".join(f"{a}={n}" for a, n in o.parallel.items() if n > 1) or "dp=1"]
-        parts += ["--sequence-parallel"] if o.sequence_parallel else []
-        parts += [f"--zero {o.zero}"] if o.zero else []
-        parts += [f"--microbatch {o.microbatch}"] if o.microbatch else []
-        parts += [f"--recompute {o.recompute}"] if o.recompute != "none" else []
-        return " ".join(parts)
 
 
 @dataclass
@@ -320,7 +296,7 @@ class AutoSearch:
         tp, cp, dp = size("tp", 1), size("cp", 1) * size("ep", 1), size("dp", 1)
         far = 2.0 if tp > node_devices(self.hardware) else 1.0
         prior = far * (1 + 0.3 * log2(tp) + 0.3 * log2(cp) + 0.02 * log2(dp))
-        factor = self._factors.get(_splits(candidate.options), prior)
+        factor = self._factors.get(splits(candidate.options), prior)
         return candidate.bound_s * factor * (1 + 0.02 * candidate.level)
 
     def _price(self, candidate: Candidate) -> bool | None:
@@ -338,7 +314,7 @@ class AutoSearch:
             return None
         self.log.priced.append((candidate, measured))
         if candidate.bound_s > 0:
-            key, factor = _splits(candidate.options), measured.step_time_s / candidate.bound_s
+            key, factor = splits(candidate.options), measured.step_time_s / candidate.bound_s
             self._factors[key] = min(factor, self._factors.get(key, factor))
         return measured.peak_bytes <= self.capacity_bytes
 
@@ -399,51 +375,6 @@ class AutoSearch:
             self._price(candidate)
 
 
-def axes_only(analysis: Analysis) -> SearchInfo:
-    """The search of one mesh axis, where the mesh is given."""
-    return SearchInfo(
-        devices=analysis.options.devices,
-        candidates=1,
-        priced=1,
-        seconds=0.0,
-        rows=(),
-        left_out=(),
-        axes=searched_axes(analysis),
-    )
-
-
-def searched_axes(analysis: Analysis) -> tuple[AxisRow, ...]:
-    """What became of each logical axis on the mesh axis `auto`, and what the contrary would cost."""
-    from graph_ir.fold import fold
-    from opbound.pricing import executed_graph, step_graph, strategy_of
-    from partitioner.strategies.searched import searched
-
-    options = analysis.options
-    if options.parallel.get("auto", 1) == 1 or options.mode == "generation":
-        return ()
-    analysis.progress("explaining the split of every axis")
-    strategy = strategy_of(options, analysis.pricer, analysis.workload.microbatches)
-    forward = analysis.imported(options.mode, options.sequence).graph
-    plain = replace(options, recompute="none") if options.recompute == "fit" else options
-    folded = fold(executed_graph(forward, options, analysis.progress))
-    graph = step_graph(folded, plain, analysis.progress)
-    if strategy.prices is None:
-        return ()
-    _, found = searched(graph, strategy.mesh.axis("auto"), strategy.prices, explain=True)
-    return tuple(
-        AxisRow(
-            axis=f"{a.axis.size}, as in {a.example}",
-            chosen=a.chosen,
-            nodes=a.nodes,
-            candidates=a.candidates,
-            flops=a.flops,
-            other_s=a.other_s,
-            cost_s=found.cost_s,
-        )
-        for a in found.axes
-    )
-
-
 MIN_TOKENS = 128
 """Tokens below which a device's part of a sequence is not worth splitting off."""
 
@@ -451,20 +382,3 @@ MIN_TOKENS = 128
 def whole_graph(bench: Bench, mode: str, sequence: int | None, past: int | None) -> Graph:
     """The folded forward graph of the whole batch."""
     return bench.imported(bench.whole.workload.traced, mode, sequence, past).graph
-
-
-def _splits(options: Options) -> tuple[object, ...]:
-    """What decides how much is communicated within a layer."""
-    size = options.parallel.get
-    return (size("tp", 1), size("cp", 1), size("ep", 1), options.sequence_parallel)
-
-
-def factorizations(number: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """All ways to write a number as an ordered product of so many factors."""
-    if parts == 1:
-        yield (number,)
-        return
-    for first in range(1, number + 1):
-        if number % first == 0:
-            for rest in factorizations(number // first, parts - 1):
-                yield (first, *rest)

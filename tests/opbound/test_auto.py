@@ -10,7 +10,8 @@ import pytest
 
 import opbound as package
 from graph_ir.errors import OpboundError
-from opbound.auto import AutoSearch, factorizations
+from opbound.auto import AutoSearch
+from opbound.candidates import factorizations
 from opbound.options import Options
 
 TINY = {
