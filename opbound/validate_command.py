@@ -15,7 +15,8 @@ def validate(form: str, progress: Callable[[str], None]) -> str:
         progress: is told what is being done.
     """
     from opbound.validation import published_tables
-    from opbound.validation_measured import measured_folder, operator_tables
+    from opbound.validation_measured import measured_folder
+    from opbound.validation_operators import operator_tables
 
     tables: list[ValidationTable] = list(published_tables(progress))
     folder = measured_folder()

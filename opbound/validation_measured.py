@@ -11,7 +11,7 @@ import csv
 import gzip
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +20,11 @@ from numpy.typing import NDArray
 from costing.attention import AttentionShape, attention_cost
 from costing.collectives import collective_cost
 from costing.gemm import gemm_cost
-from costing.hardware import Hardware
 from costing.hardware_file import load_hardware
 from graph_ir.tensor_type import DType
-from reports.validation import ValidationTable
 
 Array = NDArray[np.float64]
 Table = list[dict[str, str]]
-
-
-def operator_tables(folder: Path) -> Iterator[ValidationTable]:
-    """Each measured table in `folder` with its errors; its many rows are left out."""
-    for compare, source in SOURCES.items():
-        for found in compare(folder):
-            errors = found.errors
-            yield ValidationTable(
-                found.name, source, (), len(errors), found.mean, float(errors.max())
-            )
 
 
 @dataclass(frozen=True)
@@ -61,7 +49,9 @@ class Comparison:
 
     def where(self, name: str, mask: NDArray[np.bool_]) -> Comparison:
         """The rows where `mask` is true."""
-        return Comparison(f"{self.name}, {name}", self.predicted_s[mask], self.measured_s[mask])
+        weights = None if self.weights is None else self.weights[mask]
+        parts = self.predicted_s[mask], self.measured_s[mask]
+        return Comparison(f"{self.name}, {name}", *parts, weights)
 
 
 def measured_folder() -> Path | None:
@@ -77,7 +67,8 @@ def read_rows(path: Path) -> Table:
         return list(csv.DictReader(file))
 
 
-def _column(table: Table, name: str) -> Array:
+def column(table: Table, name: str) -> Array:
+    """A column of numbers."""
     return np.array([float(row[name]) for row in table])
 
 
@@ -95,9 +86,9 @@ def gemm(folder: Path) -> Iterator[Comparison]:
         table = read_rows(folder / "gemm" / file)
         # The fp8 rows of the tables include the quantisation of the operands: not compared.
         table = [row for row in table if row["gemm_dtype"] == "bfloat16"]
-        m, n, k = (_column(table, name) for name in "mnk")
+        m, n, k = (column(table, name) for name in "mnk")
         cost = gemm_cost(load_hardware(device), DType.BFLOAT16, m, n, k)
-        result = Comparison(f"gemm {device}", cost.time_s, _column(table, "latency") * 1e-3)
+        result = Comparison(f"gemm {device}", cost.time_s, column(table, "latency") * 1e-3)
         yield result
         yield result.where("m, n, k >= 1024", (m >= 1024) & (n >= 1024) & (k >= 1024))
 
@@ -109,9 +100,9 @@ def attention(folder: Path) -> Iterator[Comparison]:
         for kind in ("context", "generation"):
             table = read_rows(folder / "attention" / f"{kind}__{file}.csv.gz")
             b, h, g = (
-                _column(table, name) for name in ("batch_size", "num_heads", "num_key_value_heads")
+                column(table, name) for name in ("batch_size", "num_heads", "num_key_value_heads")
             )
-            new, d, cached = (_column(table, name) for name in ("isl", "head_dim", "step"))
+            new, d, cached = (column(table, name) for name in ("isl", "head_dim", "step"))
             queries = new if kind == "context" else np.ones_like(new)
             shape = AttentionShape(b, h, g, queries, cached + queries, d)
             cost = attention_cost(hardware, DType.BFLOAT16, shape)
@@ -120,7 +111,7 @@ def attention(folder: Path) -> Iterator[Comparison]:
             level = hardware.main_memory
             copy = moved / level.sustained_bytes_per_s + level.latency_s
             time = cost.time_s + copy + hardware.launch.device_latency_s
-            yield Comparison(f"attention {kind} {device}", time, _column(table, "latency") * 1e-3)
+            yield Comparison(f"attention {kind} {device}", time, column(table, "latency") * 1e-3)
 
 
 def collectives(folder: Path) -> Iterator[Comparison]:
@@ -137,25 +128,18 @@ def collectives(folder: Path) -> Iterator[Comparison]:
                     if (r["system"], r["op_name"], int(r["num_gpus"])) == (system, op, count)
                     and r["nccl_dtype"] == "half"
                 ]
-                message = 2 * _column(part, "message_size")
+                message = 2 * column(part, "message_size")
                 cost = collective_cost(load_hardware(device), names.get(op, op), message, count)
                 predicted.append(cost.time_s)
-                measured.append(_column(part, "latency") * 1e-3)
+                measured.append(column(part, "latency") * 1e-3)
             yield Comparison(f"{op} {device}", np.concatenate(predicted), np.concatenate(measured))
-
-
-def _a100_pcie() -> Hardware:
-    """The A100 80 GB on PCIe: the same die with 1.935 TB/s (NVIDIA A100 data sheet)."""
-    device = load_hardware("a100-sxm-80gb")
-    memory = (*device.memory[:-1], replace(device.main_memory, bandwidth_bytes_per_s=1.935e12))
-    return replace(device, memory=memory)
 
 
 def convolution(folder: Path) -> Iterator[Comparison]:
     """Convolutions in fp32."""
     table = read_rows(folder / "conv/NVIDIA_A100_80GB_PCIe.csv.gz")
     batch, c_in, c_out, tap, size, stride, pad = (
-        _column(table, name)
+        column(table, name)
         for name in (
             "B",
             "Input_Channel",
@@ -168,7 +152,7 @@ def convolution(folder: Path) -> Iterator[Comparison]:
     )
     out = np.floor((size + 2 * pad - tap) / stride) + 1
     cost = gemm_cost(
-        _a100_pcie(),
+        load_hardware("a100-pcie-80gb"),
         DType.FLOAT32,
         batch * out * out,
         c_out,
@@ -177,14 +161,5 @@ def convolution(folder: Path) -> Iterator[Comparison]:
         b_bytes=4 * c_out * c_in * tap * tap,
         splits=False,
     )
-    result = Comparison("conv2d fp32 a100-pcie", cost.time_s, _column(table, "Latency") * 1e-3)
+    result = Comparison("conv2d fp32 a100-pcie-80gb", cost.time_s, column(table, "Latency") * 1e-3)
     yield result
-
-
-SOURCES = {
-    gemm: "ai-dynamo/aiconfigurator, bf16 GEMM: A100 with sglang 0.5.10, H100 with vllm 0.24.0",
-    attention: "ai-dynamo/aiconfigurator, vllm's FlashAttention: A100 vllm 0.14.0, H100 vllm 0.24.0",
-    collectives: "ai-dynamo/aiconfigurator, NCCL on 2, 4 and 8 GPUs, fp16",
-    convolution: "NeuSight, conv2d kernels in fp32 without TF32, A100-80GB PCIe",
-}
-"""Where each comparison's rows come from."""

@@ -30,7 +30,10 @@ DEVICES = {
 }
 _ELEMENTWISE = {
     **{name: name for name in ("add", "mul", "sub", "tanh", "gelu", "pow")},
-    **{"truediv": "div", "max": "maximum", "activation": "tanh", "activation_fn": "relu"},
+    "truediv": "div",
+    "max": "maximum",
+    "activation": "tanh",
+    "activation_fn": "relu",
 }
 _DROPOUTS = ("drop", "dropout", "attn_dropout", "resid_dropout")
 _EMBEDDINGS = (
