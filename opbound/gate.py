@@ -111,13 +111,25 @@ def read_baseline(path: str) -> dict[str, Report]:
     except ValueError as error:
         raise OpboundError(f"{path} is no baseline: {error}") from None
     if not isinstance(plain, dict) or "targets" not in plain:
-        return {"": Report.from_json(text)}
+        return {"": _report(text, path)}
     if plain.get("baseline_version") != BASELINE_VERSION:
         raise OpboundError(
             f"{path} is a baseline of version {plain.get('baseline_version')!r}, this opbound reads "
             f"{BASELINE_VERSION}: write it anew with --update-baseline"
         )
-    return {name: Report.from_json(json.dumps(report)) for name, report in plain["targets"].items()}
+    if not isinstance(plain["targets"], dict):
+        raise OpboundError(f"{path} is no baseline: its targets should be an object")
+    return {
+        name: _report(json.dumps(report), f"{path}, target {name}")
+        for name, report in plain["targets"].items()
+    }
+
+
+def _report(text: str, where: str) -> Report:
+    try:
+        return Report.from_json(text)
+    except OpboundError as error:
+        raise OpboundError(f"{where}: {error}; --update-baseline writes it anew") from None
 
 
 def write_baseline(path: str, results: list[TargetResult]) -> None:

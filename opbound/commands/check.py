@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+from graph_ir.errors import OpboundError
 from graph_ir.garbage import no_collection
 from opbound.parser import Parser
 
@@ -63,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     from opbound.progress import progress
     from reports.gate.forms import FORMS
 
+    _not_over_an_input(arguments)
     with Output(arguments.output) as output:
         with progress() as say:
             results = check_model(
@@ -75,3 +78,18 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.quiet or arguments.output is not None:
             output.write(FORMS[arguments.format](results, arguments.model))
     return EXIT_KEPT if all(result.passed for result in results) else EXIT_BROKEN
+
+
+def _not_over_an_input(arguments: argparse.Namespace) -> None:
+    if arguments.output is None:
+        return
+    target = Path(arguments.output).resolve()
+    for what, path in (
+        ("the model", arguments.model),
+        ("the budget", arguments.budget),
+        ("the baseline", arguments.baseline),
+    ):
+        if path is not None and Path(path).resolve() == target:
+            raise OpboundError(
+                f"-o {arguments.output} is {what}: one file cannot be both, give another with -o"
+            )

@@ -126,10 +126,31 @@ def sarif_form(results: Sequence[TargetResult], model: str) -> str:
                     for result, finding in _all(results)
                     if not finding.passed
                 ],
+                "properties": {"targets": [_sarif_target(result) for result in results]},
             }
         ],
     }
     return json.dumps(log, indent=2, allow_nan=False) + "\n"
+
+
+def _sarif_target(result: TargetResult) -> dict[str, Any]:
+    """What was analysed and what it costs: a property bag, which SARIF leaves to the tool."""
+    report = result.report
+    totals = report.totals
+    return {
+        "name": plain_text(result.target),
+        "hardware": plain_text(report.hardware.name),
+        "mode": report.mode,
+        "modelSha256": report.model.sha256,
+        "stepTimeS": totals.step_time_s,
+        "flops": totals.flops,
+        "bytesRead": totals.bytes_read,
+        "bytesWritten": totals.bytes_written,
+        "bytesCommunicated": totals.bytes_communicated,
+        "parameters": totals.parameters,
+        "peakMemoryBytes": report.memory.peak_bytes,
+        "notes": [plain_text(note, 1000) for note in result.notes],
+    }
 
 
 def _sarif_rule(rule: str) -> dict[str, Any]:
