@@ -76,6 +76,24 @@ def device_figures(hardware: Hardware) -> Iterator[tuple[str, str, str]]:
     data = yaml.safe_load(Path(hardware.path).read_text(encoding="utf-8"))
     for path, value in _figures(data, ""):
         yield path, value, hardware.sources.get(path, "not stated")
+    if "energy" not in data:
+        yield from _known_energy(hardware)
+
+
+def _known_energy(hardware: Hardware) -> Iterator[tuple[str, str, str]]:
+    """What is known of a shipped device's power beside its file."""
+    from costing.technology import build_of, memory
+
+    build, energy = build_of(hardware.name), hardware.energy
+    if build is None or energy is None:
+        return
+    yield "energy.power", f"{energy.watts:g} W", build.source
+    yield "energy.idle", f"{energy.idle_watts:g} W", build.source
+    each = f"{energy.memory_j_per_byte / 8e-12:.4g} pJ/bit"
+    yield "energy.memory", each, memory(build.memory).source
+    for name, joules in energy.links_j_per_byte.items():
+        source = "costing/technology.yaml: the generation of its kind nearest in bandwidth"
+        yield f"energy.links.{name}", f"{joules / 8e-12:.4g} pJ/bit", source
 
 
 def _figures(data: object, path: str) -> Iterator[tuple[str, str]]:

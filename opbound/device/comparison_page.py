@@ -91,7 +91,11 @@ def comparison_text(comparison: Comparison, about: dict[str, Any], top: int) -> 
     lines.append(
         "by time, mean: absolute errors of the operators, weighted by measured time or each alike"
     )
-    lines.append(f"whole run, unprofiled: {time_text(comparison.whole_s)}")
+    predicted_s, _ = comparison.sums()
+    lines.append(
+        f"whole run, unprofiled: predicted {time_text(predicted_s)}, measured "
+        f"{time_text(comparison.whole_s)} ({_signed(predicted_s / comparison.whole_s - 1)})"
+    )
     if comparison.unmatched_s > 0:
         lines.append(
             f"profiled in no row: {time_text(comparison.unmatched_s)} (constants, and sums of "

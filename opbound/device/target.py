@@ -59,6 +59,8 @@ def open_target(device: str, threads: int | None = None) -> Target:
     Raises:
         OpboundError: if there is no torch, or no such device.
     """
+    # torch's profiler writes lines of its own to standard error unless it is told not to.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     try:
         import torch
     except ImportError as error:
