@@ -19,6 +19,7 @@ from importers.imported_model import ImportedModel, ImportOptions
 from importers.onnx_caches import mark_caches
 from importers.onnx_dims import DimBinder
 from importers.onnx_file import read_onnx
+from importers.onnx_names import name_of
 from importers.onnx_ops import RULES, TYPE_RULES, Emitter, rule_of
 from importers.onnx_ops.foreign import as_record, by_bytes
 from importers.onnx_resolve import Resolver
@@ -128,12 +129,16 @@ def _build(
         _translate(emitter, node, options)
         first = next((value.name for value in node.outputs if value is not None), node.name)
         made[first] = tuple(n.name for n in builder.nodes[before:])
+    makers = {name: name_of(node) for node in model.graph.node for name in node.output}
     results = []
-    for value in outputs:
+    for value, output in zip(outputs, model.graph.output, strict=True):
         if value.sequence is None:
             # A weight that is only handed out is none that can be trained.
             result = emitter.operand(value, "constant")
-            results.append(result if result.kind == "intermediate" else _copied(builder, result))
+            name = makers.get(output.name, result.name)
+            results.append(
+                result if result.kind == "intermediate" else _copied(builder, result, name)
+            )
     results = mark_caches(builder, results, [v.name for v in outputs if v.sequence is None])
     return builder.build(results), made
 
@@ -151,9 +156,9 @@ def _flops_of(options: ImportOptions, nodes: Sequence[OnnxNode]) -> int:
     return sum(n.flops * n.count for n in builder.nodes)
 
 
-def _copied(builder: GraphBuilder, value: Value) -> Value:
-    """A result that is an input or a weight is copied into a buffer of its own."""
-    return builder.emit("copy", [value], [value.type], name=f"{value.name}.copy")[0]
+def _copied(builder: GraphBuilder, value: Value, name: str) -> Value:
+    """A result that is an input or a weight is copied into a buffer of its own, by the node of that name."""
+    return builder.emit("copy", [value], [value.type], name=f"{name}.copy")[0]
 
 
 def _translate(emitter: Emitter, node: OnnxNode, options: ImportOptions) -> None:

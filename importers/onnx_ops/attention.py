@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from graph_ir.errors import ModelFileError
 from graph_ir.graph import Value
+from graph_ir.tensor_type import DType, TensorType
 from importers.onnx_ops.emitter import Emitter, rule
 from importers.onnx_values import OnnxNode
 
@@ -48,13 +49,15 @@ def emit_attention(
     scale: float | None,
     label: str = "",
 ) -> Value:
-    """Fused attention over [b, heads, s, d] operands, with what its backward pass needs."""
+    """Fused attention over [b, heads, s, d] operands; in training with what its backward pass needs."""
     q, _, v, *_ = operands
     shape = (*q.type.shape[:3], v.type.shape[3])
     attrs: dict[str, object] = {"causal": causal}
     if scale:
         attrs["scale"] = float(scale)
-    types = [q.type.with_shape(shape), q.type.with_shape(q.type.shape[:3])]
+    types = [q.type.with_shape(shape)]
+    if e.training:
+        types.append(TensorType(q.type.shape[:3], DType.FLOAT32))
     return e.emit_all(node, "attention", operands, types, attrs, label)[0]
 
 

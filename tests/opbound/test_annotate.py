@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -166,3 +167,12 @@ def assert_one_line(process, says=""):
     assert process.stderr.count("\n") == 1
     assert "internal error" not in process.stderr
     assert says in process.stderr
+
+
+def test_what_only_hands_on_an_input_has_notes_too(opbound, tmp_path):
+    text = "m (float[4, 8] x) => (float[4, 8] y, float[4, 8] z) { y = Relu (x) z = Identity (x) }"
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 18]> {text}')
+    onnx.save(model, tmp_path / "in.onnx")
+    annotate(opbound, "in.onnx", "-o", "out.onnx")
+    figures = [notes_of(node) for node in onnx.load(tmp_path / "out.onnx").graph.node]
+    assert [notes["bytes_read"] for notes in figures] == ["128", "128"]

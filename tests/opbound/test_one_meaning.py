@@ -170,3 +170,98 @@ def test_spelling_in_training(name: str, label: str) -> None:
         if key in DIFFERENT_IN_TRAINING or (key, "aten") in DIFFERENT:
             pytest.skip(DIFFERENT_IN_TRAINING.get(key) or DIFFERENT[key, "aten"])
     equal(trained(name, label), trained(name, next(iter(MEANINGS[name][0]))))
+
+
+# Single nodes of ONNX: meaning, opset, other inputs than the meaning's own (weights), node.
+NODES = {
+    "LayerNormalization": (
+        "layer_norm",
+        17,
+        "float[2,16,32] x",
+        {"w": (32,), "b": (32,)},
+        "LayerNormalization (x, w, b)",
+    ),
+    "RMSNormalization": (
+        "rms_norm",
+        23,
+        "float[2,16,32] x",
+        {"w": (32,)},
+        "RMSNormalization (x, w)",
+    ),
+    "SimplifiedLayerNormalization": (
+        "rms_norm",
+        17,
+        "float[2,16,32] x",
+        {"w": (32,)},
+        "SimplifiedLayerNormalization (x, w)",
+    ),
+    "Attention": (
+        "attention",
+        23,
+        "float[2,4,16,8] q, float[2,4,16,8] k, float[2,4,16,8] v",
+        {},
+        "Attention (q, k, v)",
+    ),
+    "Attention-24": (
+        "attention",
+        24,
+        "float[2,4,16,8] q, float[2,4,16,8] k, float[2,4,16,8] v",
+        {},
+        "Attention (q, k, v)",
+    ),
+    "Attention-causal": (
+        "causal",
+        23,
+        "float[2,4,16,8] q, float[2,4,16,8] k, float[2,4,16,8] v",
+        {},
+        "Attention <is_causal = 1> (q, k, v)",
+    ),
+    "Attention-grouped": (
+        "gqa",
+        23,
+        "float[2,4,16,8] q, float[2,2,16,8] k, float[2,2,16,8] v",
+        {},
+        "Attention (q, k, v)",
+    ),
+    "MultiHeadAttention": (
+        "attention_last",
+        17,
+        "float[2,16,32] q, float[2,16,32] k, float[2,16,32] v",
+        {},
+        "com.microsoft.MultiHeadAttention <num_heads = 4> (q, k, v)",
+    ),
+    "BiasGelu": (
+        "bias_gelu",
+        17,
+        "float[2,16,32] x",
+        {"b": (32,)},
+        "com.microsoft.BiasGelu (x, b)",
+    ),
+    "SkipLayerNormalization": (
+        "skip_norm",
+        17,
+        "float[2,16,32] x, float[2,16,32] z",
+        {"w": (32,), "b": (32,)},
+        "com.microsoft.SkipLayerNormalization (x, z, w, b)",
+    ),
+}
+
+
+@pytest.mark.parametrize("label", NODES)
+def test_single_node(label: str, tmp_path: Path) -> None:
+    import onnx
+    import onnx.parser
+
+    name, opset, inputs, weights, node = NODES[label]
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["": {opset}, "com.microsoft": 1]> '
+        f"m ({inputs}) => (float[a] y) {{ y = {node} }}"
+    )
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    for weight, shape in weights.items():
+        array = torch.randn(shape).numpy()
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, weight))
+    path = tmp_path / "node.onnx"
+    path.write_bytes(model.SerializeToString())
+    equal(figures(load(path).graph), reference(name))
