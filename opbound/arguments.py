@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from graph_ir.errors import OpboundError
 from opbound._version import __version__
 from opbound.hardware_scaling import EXAMPLES, add_scale_options
+from opbound.help_text import complete_help
 from opbound.model_answers import add_answer_options, answers_of
 from opbound.options import (
     BALANCES,
@@ -65,6 +66,7 @@ def build_parser() -> Parser:
     from opbound.commands import add_commands
 
     add_commands(commands)
+    complete_help(parser, commands.choices)
     return parser
 
 

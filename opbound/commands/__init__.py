@@ -9,7 +9,7 @@ from opbound.parser import Parser
 
 COMMANDS = (
     *("diff", "check", "init", "explain", "crossover", "plot", "doctor"),
-    *("calibrate", "measure"),
+    *("calibrate", "measure", "completion"),
 )
 
 

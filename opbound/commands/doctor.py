@@ -24,6 +24,7 @@ PARTS: dict[str, tuple[str, str | None]] = {
     "diffusers": ("diffusion models", "opbound[diffusion]"),
     "matplotlib": ("opbound plot", "opbound[plot]"),
     "pandas": ("report.to_dataframe()", "opbound[dataframe]"),
+    "shtab": ("opbound completion", "opbound[completion]"),
     "onnxruntime": ("opbound measure of ONNX files", "onnxruntime"),
 }
 
