@@ -14,7 +14,8 @@ from opbound.device.target import Target
 
 _GRAPH_KERNELS = 200
 _MOST_COPIES = 256
-_FUNCTIONS = ("exp", "log", "sigmoid", "tanh", "erf", "gelu", "silu", "sqrt")
+_FUNCTIONS = ("relu", "exp", "sigmoid", "tanh", "gelu", "silu")
+"""What models do between products."""
 
 
 @dataclass(frozen=True)

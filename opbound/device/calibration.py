@@ -116,7 +116,7 @@ def _engines(
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """The engines' entries, and the mean error of each over its products."""
     if not target.is_cuda:
-        count = f"{target.processors} threads"
+        count = f"{target.processors} {'thread' if target.processors == 1 else 'threads'}"
         found = fit_overheads(products, target.processors, _CPU_TILES, memory, launch)
         gemm = entry.matrix_engine("gemm", ["matrix"], count, peaks_of(products), _CPU_TILES, found)
         vector = entry.vector_engine("vector", count, vector_rate)

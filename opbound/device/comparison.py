@@ -133,7 +133,7 @@ def _rows(
         main = max(group, key=lambda node: float(costs[node].time_s))
         rows.append(
             ComparedRow(
-                name=group[0].name,
+                name=main.name,
                 op=main.op,
                 phase=phase,
                 count=1,

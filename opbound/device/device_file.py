@@ -113,7 +113,13 @@ def file_text(content: Mapping[str, Any], head: str = MEASURED) -> str:
     """The YAML text of a hardware file, after a comment."""
     import yaml
 
-    text: str = yaml.safe_dump(
-        dict(content), sort_keys=False, default_flow_style=None, width=1000, allow_unicode=True
-    )
-    return head + text
+    def dumped(part: Mapping[str, Any], flow: bool | None) -> str:
+        text: str = yaml.safe_dump(
+            dict(part), sort_keys=False, default_flow_style=flow, width=1000, allow_unicode=True
+        )
+        return text
+
+    figures = {key: value for key, value in content.items() if key != "sources"}
+    # One line per source, whatever its length.
+    sources = {"sources": content["sources"]} if "sources" in content else {}
+    return head + dumped(figures, None) + (dumped(sources, False) if sources else "")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costing.attention import AttentionShape, attention_cost
-from costing.hardware import Hardware
+from costing.hardware import Engine, Hardware, Launch, MemoryLevel
 from costing.hardware_file import list_hardware, load_hardware
 from costing.op_cost import OpCost
 from costing.roofline import streaming_cost
@@ -168,3 +168,16 @@ def test_shared_keys_cost_less_to_read() -> None:
         8 * grouped.traffic_bytes["dram"][0], rel=0.01
     )
     assert own.time_s[0] > 4 * grouped.time_s[0]
+
+
+def test_operands_that_a_cache_keeps_ask_no_farther_level():
+    cache = MemoryLevel("l3", 32e6, 100e9, 1.0, 0.0, keeps_bytes=16e6)
+    main = MemoryLevel("dram", 1e10, 10e9, 1.0, 0.0)
+    engine = Engine("e", ("vector",), 1, {"float32": 1e15}, {"default": 1.0})
+    device = Hardware("d", "", (engine,), (cache, main), (), Launch(1e-6, 1e-6, hidden=True))
+    kept = streaming_cost(device, DType.FLOAT32, 1, 8e6, 8e6)
+    assert kept.bound == "memory:l3"
+    assert kept.time_s == pytest.approx(1e-6 + 16e6 / 100e9)
+    gone = streaming_cost(device, DType.FLOAT32, 1, 8e6, 8e6 + 4)
+    assert gone.bound == "memory:dram"
+    assert gone.time_s == pytest.approx(1e-6 + 16e6 / 10e9, rel=1e-5)

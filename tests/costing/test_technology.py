@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def test_each_node_is_denser_faster_and_thriftier_than_the_last():
     chain = [
         node(name) for name in ("n16", "n12", "n10", "n7", "n5", "n4p", "n3", "n2", "a14", "n1")
     ]
-    for old, new in zip(chain, chain[1:], strict=False):
+    for old, new in itertools.pairwise(chain):
         assert new.density > old.density, new.name
         assert new.power < old.power, new.name
         assert new.sram_um2 <= old.sram_um2, new.name
@@ -116,10 +117,13 @@ def test_every_changed_figure_says_what_it_comes_from(tmp_path):
             continue
         assert source == base.sources[path] or "scaled from a100-sxm-80gb" in source, path
     peak = made.sources["engines[tensor_core].peak.bfloat16"]
-    assert "312 TFLOPS" in peak and "TSMC N3E" in peak and "power x 1" in peak
+    assert "312 TFLOPS" in peak
+    assert "TSMC N3E" in peak
+    assert "power x 1" in peak
     assert "JESD270-4" in made.sources["memory[dram].bandwidth"]
     launches = [p for p in made.sources if p.startswith("launch")]
-    assert launches and all(made.sources[p] == base.sources[p] for p in launches)
+    assert launches
+    assert all(made.sources[p] == base.sources[p] for p in launches)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +142,8 @@ def test_every_changed_figure_says_what_it_comes_from(tmp_path):
 def test_what_cannot_be_scaled_is_told_in_one_line(words, message, capsys):
     assert main(["hardware", *words.split()]) == 2
     err = capsys.readouterr().err
-    assert message in err and err.count("\n") == 1
+    assert message in err
+    assert err.count("\n") == 1
 
 
 def test_a_file_of_ones_own_needs_its_node_told(tmp_path):
