@@ -11,7 +11,7 @@ BASE := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check readme clean
+.PHONY: help demo test test-all check readme docs clean
 
 help: ## Say what each target does.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,11 +31,14 @@ check: $(DEV) ## Format, lint, types, layers.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-readme: $(DEV) ## Write the present output of its commands into README.md.
-	OPBOUND_UPDATE_README=1 $(BIN)/python -m pytest -q tests/opbound/test_readme.py
+readme: $(DEV) ## Write the present output of their commands into README.md and docs/.
+	OPBOUND_UPDATE_DOCS=1 $(BIN)/python -m pytest -q -m "" -k commands_print tests/opbound/test_readme.py tests/opbound/test_docs.py
+
+docs: $(DEV) ## Build the site of docs/ in build/site; a warning is an error.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## Remove the environment and every cache.
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "opbound needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -46,5 +49,5 @@ $(BASE): $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(DEV): $(BASE)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,hf,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,hf,dev,docs]'
 	@touch $@

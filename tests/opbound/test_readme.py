@@ -1,13 +1,8 @@
 """What README.md shows is what happens: its Python runs, its commands print what it says.
 
-`OPBOUND_UPDATE_README=1 pytest tests/opbound/test_readme.py` writes the commands' present output
-into the README.
+`make readme` writes the commands' present output into it (see `shown_commands`).
 """
 
-import os
-import re
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,22 +10,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-README = Path(__file__).parents[2] / "README.md"
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-# A file that an example needs: an HTML comment before the block names it.
-_FILE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+sys.path.insert(0, str(Path(__file__).parent))
 
+from shown_commands import Page, run, run_python
 
-def blocks(language: str) -> list[str]:
-    text = README.read_text(encoding="utf-8")
-    return [match[2] for match in _BLOCK.finditer(text) if match[1] == language]
+README = Page(Path(__file__).parents[2] / "README.md")
 
 
 @pytest.fixture
 def folder(tmp_path, light, monkeypatch):
     """A folder with the README's files and the model that its commands name."""
-    for name, content in _FILE.findall(README.read_text(encoding="utf-8")):
-        (tmp_path / name).write_text(content, encoding="utf-8")
+    README.write_files(tmp_path)
     (tmp_path / "resnet50.onnx").symlink_to(light / "light_resnet50.onnx")
     onnx.save(pairwise_model(), tmp_path / "pairwise.onnx")
     monkeypatch.chdir(tmp_path)
@@ -51,42 +41,12 @@ def pairwise_model() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def run(command: str, folder: Path) -> str:
-    words = shlex.split(command)
-    assert words[0] == "opbound"
-    done = subprocess.run(
-        [sys.executable, "-m", *words],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        cwd=folder,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return "".join(f"{line.rstrip()}\n" for line in done.stdout.splitlines())
-
-
-@pytest.mark.parametrize("index", range(len(blocks("console"))))
-def test_commands_print_what_the_readme_shows(index, folder):
-    block = blocks("console")[index]
-    first, _, shown = block.partition("\n")
-    printed = run(first.removeprefix("$ "), folder)
-    if os.environ.get("OPBOUND_UPDATE_README"):
-        text = README.read_text(encoding="utf-8")
-        README.write_text(text.replace(block, f"{first}\n{printed}"), encoding="utf-8")
-    elif shown.endswith("...\n"):
-        assert printed.startswith(shown.removesuffix("...\n"))
-    else:
-        assert printed == shown
+def test_commands_print_what_the_readme_shows(folder):
+    README.run_commands(folder)
 
 
 def test_the_python_runs(folder):
-    """All blocks run in one process, in order, as a reader would type them."""
-    code = "\n".join(blocks("python"))
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    README.run_python(folder)
 
 
 def run_in_package(folder: Path, package: str, file: str, code: str) -> str:
@@ -95,11 +55,7 @@ def run_in_package(folder: Path, package: str, file: str, code: str) -> str:
     place.mkdir()
     (folder / file).rename(place / file)
     prelude = f"import {package}; {package}.__path__.append({str(place)!r})\n"
-    done = subprocess.run(
-        [sys.executable, "-c", prelude + code], capture_output=True, text=True, cwd=folder
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run_python(prelude + code, folder)
 
 
 def test_an_operator_is_one_file(folder):
