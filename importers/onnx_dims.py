@@ -7,15 +7,14 @@ belongs; it is evaluated once its parts are bound.
 
 from __future__ import annotations
 
-import ast
-import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from graph_ir.errors import DimensionError, ModelFileError, did_you_mean
 from graph_ir.tensor_type import TensorType
 from importers.onnx_answers import INPUT, Answers
+from importers.onnx_arithmetic import evaluated
 from importers.onnx_values import OnnxValue, checked_shape, dtype_of
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ class DimBinder:
         self._known.add(name)
         size = self._given.get(name, self.bound.get(name))
         if size is None and not name.isidentifier():
-            size = _evaluate(name, {**self.bound, **self._given})
+            size = evaluated(name, {**self.bound, **self._given})
         if size is not None:
             self.bound[name] = size
         return size
@@ -295,35 +294,3 @@ def _no_such_dim(name: str, known: set[str]) -> str:
 
 
 _MAX_LISTED = 8
-
-_OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.FloorDiv: operator.floordiv,
-    ast.Div: operator.floordiv,
-}
-
-
-def _evaluate(text: str, sizes: Mapping[str, int]) -> int | None:
-    """The value of "a + 1" or "2*(a//b)" for known names, None for anything else."""
-
-    def value(node: ast.expr) -> int | None:
-        if isinstance(node, ast.Constant) and type(node.value) is int:
-            return node.value
-        if isinstance(node, ast.Name):
-            return sizes.get(node.id)
-        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-            left, right = value(node.left), value(node.right)
-            if left is None or right is None or (right == 0 and not isinstance(node.op, ast.Add)):
-                return None
-            return _OPERATORS[type(node.op)](left, right)
-        return None
-
-    if len(text) > 200:
-        return None
-    try:
-        found = value(ast.parse(text, mode="eval").body)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-    return found if found is not None and found >= 0 else None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from graph_ir.errors import ModelFileError, OpboundError
 from graph_ir.tensor_type import TensorType
 from importers import onnx_infer
+from importers.onnx_complete import complete_type
 from importers.onnx_constants import operand
 from importers.onnx_rebatch import (
     at_file_batch,
@@ -151,7 +152,7 @@ class Settler:
             if not name:
                 types.append(None)
                 continue
-            type_ = onnx_infer.complete_type(
+            type_ = complete_type(
                 node, index, inferred[index], declared, resolved.inputs, self.binder, self.notes
             )
             if type_ is None and index == 0:
