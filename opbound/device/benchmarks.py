@@ -13,6 +13,7 @@ from opbound.device.stopwatch import HostClock, typical, typical_s
 from opbound.device.target import Target
 
 _GRAPH_KERNELS = 200
+_GRAPH_CALLS = 20
 _MOST_COPIES = 256
 _FUNCTIONS = ("relu", "exp", "sigmoid", "tanh", "gelu", "silu")
 """What models do between products."""
@@ -102,12 +103,23 @@ def product_shapes(target: Target, *, quick: bool) -> list[tuple[int, int, int]]
 def measure_products(
     target: Target, dtype: DType, shapes: list[tuple[int, int, int]], budget_s: float
 ) -> Iterator[Product]:
-    """Times each shape."""
+    """Times each shape that the dtype's kernels take; some take only multiples of 8 or 16."""
     for m, n, k in shapes:
-        seconds = typical_s(
-            target.clock, product_of(target, dtype, m, n, k), budget_s=budget_s / len(shapes)
-        )
+        try:
+            work = product_of(target, dtype, m, n, k)
+            seconds = device_s(target, work, budget_s=budget_s / len(shapes))
+        except RuntimeError as error:
+            if "memory" in str(error).lower():
+                raise
+            continue
         yield Product(dtype, m, n, k, seconds)
+
+
+def device_s(target: Target, work: Callable[[], object], *, budget_s: float) -> float:
+    """Seconds that the device takes for one call of `work`, without the host that issues it."""
+    if target.is_cuda:
+        return _graph_s(target, work, budget_s, _GRAPH_CALLS)
+    return typical_s(target.clock, work, budget_s=budget_s)
 
 
 def copy_sizes(target: Target, *, quick: bool) -> list[int]:
@@ -127,7 +139,7 @@ def measure_copies(target: Target, sizes: list[int], budget_s: float) -> Iterato
         source = torch.ones(moved // 8, dtype=torch.float32, device=target.device)
         there = torch.empty_like(source)
         work = _copy(there, source)
-        yield Copy(moved, typical_s(target.clock, work, budget_s=budget_s / len(sizes)))
+        yield Copy(moved, device_s(target, work, budget_s=budget_s / len(sizes)))
 
 
 def _copy(there: Any, source: Any) -> Callable[[], object]:
@@ -149,7 +161,7 @@ def elementwise_rates(target: Target, *, budget_s: float) -> dict[str, float]:
         builder.emit(name, [builder.add_input("x", type_)], [type_], name=name)
         function = getattr(torch, name, None) or getattr(torch.nn.functional, name)
         work = partial(function, x)
-        seconds = typical_s(target.clock, work, budget_s=budget_s / len(_FUNCTIONS))
+        seconds = device_s(target, work, budget_s=budget_s / len(_FUNCTIONS))
         rates[name] = builder.nodes[0].flops / seconds
     return rates
 
@@ -168,11 +180,11 @@ def launch_s(target: Target, *, budget_s: float) -> tuple[float, float]:
     if not target.is_cuda:
         issued_s = typical_s(target.clock, work, budget_s=budget_s)
         return issued_s, issued_s
-    return _graph_s(target, work, budget_s), _issue_s(target, work)
+    return _graph_s(target, work, budget_s, _GRAPH_KERNELS), _issue_s(target, work)
 
 
-def _graph_s(target: Target, work: Callable[[], object], budget_s: float) -> float:
-    """Per kernel of a recorded CUDA graph: no host between them."""
+def _graph_s(target: Target, work: Callable[[], object], budget_s: float, calls: int) -> float:
+    """Per call of several that a CUDA graph has recorded: no host between them."""
     cuda = target.torch.cuda
     beside = cuda.Stream()
     beside.wait_stream(cuda.current_stream())
@@ -182,9 +194,9 @@ def _graph_s(target: Target, work: Callable[[], object], budget_s: float) -> flo
     cuda.current_stream().wait_stream(beside)
     graph = cuda.CUDAGraph()
     with cuda.graph(graph):
-        for _ in range(_GRAPH_KERNELS):
+        for _ in range(calls):
             work()
-    return typical_s(target.clock, graph.replay, budget_s=budget_s) / _GRAPH_KERNELS
+    return typical_s(target.clock, graph.replay, budget_s=budget_s) / calls
 
 
 def _issue_s(target: Target, work: Callable[[], object], calls: int = 500) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +16,12 @@ from costing.hardware_file import load_hardware
 from graph_ir.errors import OpboundError
 from graph_ir.tensor_type import DType
 from opbound.cli import main
-from opbound.device.benchmarks import Copy, Product
+from opbound.device.benchmarks import Copy, Product, device_s
 from opbound.device.collectives import AllReduce, fitted_link
 from opbound.device.engine_fit import fit_overheads, levels_of
 from opbound.device.onnx_run import node_times
 from opbound.device.stopwatch import EventClock, typical, typical_s
-from opbound.device.target import cpu_caches
+from opbound.device.target import Target, cpu_caches
 from opbound.device.torch_run import operator_times
 
 # --- clocks -------------------------------------------------------------------------------------
@@ -98,6 +100,50 @@ def test_the_cuda_clock_waits_before_and_after_and_reads_the_devices_time():
     cuda.device_ms += 4.0
     assert clock.end() == pytest.approx(4e-3)
     assert cuda.log == ["synchronize", "record", "record", "wait"]
+
+
+class FakeGpu(FakeCuda):
+    """Kernels take 3 us on the device; issuing one takes the host 7 us, replaying a graph nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recorded: int | None = None
+        gpu = self
+
+        class Graph:
+            def replay(self) -> None:
+                gpu.device_ms += self.kernels * 3e-3
+
+        self.CUDAGraph = Graph
+
+    def Stream(self) -> object:
+        return type("Stream", (), {"wait_stream": lambda self, other: None})()
+
+    current_stream = Stream
+
+    @contextmanager
+    def stream(self, stream):
+        yield
+
+    @contextmanager
+    def graph(self, graph):
+        self.recorded = 0
+        yield
+        graph.kernels, self.recorded = self.recorded, None
+
+    def work(self) -> None:
+        if self.recorded is None:
+            self.device_ms += 7e-3
+        else:
+            self.recorded += 1
+
+
+def test_on_a_gpu_a_recorded_graph_tells_the_devices_time_apart_from_the_hosts():
+    gpu = FakeGpu()
+    torch = SimpleNamespace(cuda=gpu)
+    target = Target(torch, SimpleNamespace(type="cuda"), EventClock(gpu, 0), "gpu", 1, 1, ())
+    assert device_s(target, gpu.work, budget_s=0.1) == pytest.approx(3e-6)
+    assert typical_s(target.clock, gpu.work) == pytest.approx(7e-6)
 
 
 # --- what measurements say ----------------------------------------------------------------------
