@@ -75,9 +75,11 @@ def module_from_weight(name: str) -> str:
 
 def name_of(node: NodeProto) -> str:
     """What to call a node: its name, or its first result's where the name is only a number."""
-    if not _MACHINE_MADE.fullmatch(node.name):
-        return str(node.name)
-    result = next((name for name in node.output if name), "")
+    # protobuf hands out what is no UTF-8 as bytes.
+    name = str(node.name)
+    if not _MACHINE_MADE.fullmatch(name):
+        return name
+    result = str(next((output for output in node.output if output), ""))
     if not _MACHINE_MADE.fullmatch(result):
-        return str(result)
+        return result
     return f"{node.op_type}_{result.lstrip('abcdefghijklmnopqrstuvwxyz')}"
