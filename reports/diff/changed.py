@@ -34,6 +34,8 @@ def find_changed(changes: Sequence[Change], inputs: set[Pair]) -> Iterator[Findi
 
 def _way(old: OpRow, new: OpRow, inputs: set[Pair], heads: set[Pair]) -> tuple[str, str]:
     """The kind of a change, and how to say it."""
+    if len(old.shapes) != len(new.shapes):
+        return "operands", "with more or fewer operands"
     if old.dtypes != new.dtypes:
         return _dtype(old, new)
     if op_kind(old.op) and old.op in _WINDOWED and _window(old) != _window(new):
@@ -42,10 +44,10 @@ def _way(old: OpRow, new: OpRow, inputs: set[Pair], heads: set[Pair]) -> tuple[s
     if old.shapes != new.shapes and not pairs:
         return "reshaped", "became another rank"
     if pairs and all(any(a * y == b * x for x, y in inputs) for a, b in pairs):
-        return "resized", "follow the model's inputs"
+        return "resized", "followed the model's inputs"
     if pairs and heads and pairs <= heads:
         (a, b), (c, d), *_ = sorted(heads)
-        return "heads", f"are split otherwise ({a} x {c} → {b} x {d})"
+        return "heads", f"split otherwise ({a} x {c} → {b} x {d})"
     if pairs:
         a, b = _leading(old, new, pairs)
         weight = _weight(old) != _weight(new)
@@ -55,7 +57,7 @@ def _way(old: OpRow, new: OpRow, inputs: set[Pair], heads: set[Pair]) -> tuple[s
         return "attributes", f"({old.op}) {_attributes(old, new)}"
     if old.count != new.count:
         return "count", f"run {new.count} times in place of {old.count}"
-    return "cost", "move or compute otherwise"
+    return "cost", "moved or computed otherwise"
 
 
 def _dtype(old: OpRow, new: OpRow) -> tuple[str, str]:

@@ -19,6 +19,9 @@ _ACTIVATIONS = frozenset(
     {"gelu", "gelu_tanh", "silu", "mish", "hardswish", "hardsigmoid", "softplus"}
 )
 """Elementwise operators that frontends may write out as several."""
+_MOST_PARTS = 24
+"""As many operators as one is written out to at most: attention with a mask and scales."""
+
 _LAYER = 4
 """Distinct operators that make a repeated layer, rather than a branch that was copied."""
 
@@ -103,11 +106,14 @@ def _fusions(left: list[Change], known: Known) -> Story:
     """One operator for several, or several for one."""
     told: list[Change] = []
     for state, kind in (("removed", "lost-fusion"), ("added", "gained-fusion")):
-        fused = [change for change in left if change.state == state and _is_fused(change.op)]
+        fused = [
+            change
+            for change in left
+            if change.state == state and _is_fused(change.op) and _is_whole(change, left)
+        ]
         ops = set(_ops(fused))
-        own = [change for change in _at_places(left, ops) if change.op in ops or _is_part(change)]
-        parts = [change for change in own if change.state != state]
-        if not fused or len(parts) < 2 * len(fused):
+        parts = [change for change in _at_places(left, ops) if change.state != state]
+        if not 2 * len(fused) <= len(parts) <= _MOST_PARTS * len(fused) or not fused:
             continue
         # An anchor in their midst may have set some of the parts apart.
         kinds = set(_ops(parts))
@@ -128,8 +134,14 @@ def _is_fused(op: str) -> bool:
     return op_kind(op) in ("normalization", "attention") or op in _ACTIVATIONS
 
 
-def _is_part(change: Change) -> bool:
-    return op_kind(change.op) in ("elementwise", "reduction", "normalization", "contraction")
+def _is_whole(change: Change, left: Sequence[Change]) -> bool:
+    """Whether all that stands in its place could be its parts."""
+    kinds = {"elementwise", "reduction", ""} | {op_kind(op) for op in MOVES}
+    if op_kind(change.op) == "attention":
+        kinds |= {"contraction", "normalization"}
+    place = change.matches[0].place
+    others = [c for c in left if c.matches[0].place == place and c.state != change.state]
+    return all(op_kind(c.op) in kinds for c in others)
 
 
 def _norm_folded(left: list[Change], known: Known) -> Story:
