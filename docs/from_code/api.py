@@ -30,13 +30,13 @@ def page() -> str:
     for name in sorted(opbound.__all__, key=lambda n: (n != "analyze", n.lower())):
         value = getattr(opbound, name)
         if inspect.isfunction(value):
-            parts.append(f"\n## opbound.{name}\n\n{_function(name, value)}")
+            parts.append(f"\n## `opbound.{name}`\n\n{_function(name, value)}")
         elif value is report.Report:
-            parts.append(f"\n## opbound.{name}\n\n{_class(value)}")
+            parts.append(f"\n## `opbound.{name}`\n\n{_class(value)}")
         elif inspect.isclass(value):
-            parts.append(f"\n## opbound.{name}\n\n{_text(inspect.getdoc(value) or '')}")
+            parts.append(f"\n## `opbound.{name}`\n\n{_text(inspect.getdoc(value) or '')}")
         else:
-            parts.append(f"\n## opbound.{name}\n\nThe version of the program, as text.\n")
+            parts.append(f"\n## `opbound.{name}`\n\nThe version of the program, as text.\n")
     parts.append(
         "\n## The parts of a report\n\nA `Report` is made of these records. Each is also a mapping: "
         '`row.time_s` and `row["time_s"]` are the same.\n'

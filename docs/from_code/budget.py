@@ -10,7 +10,7 @@ _HEAD = """\
 # Budget file
 
 Made from the code that reads it. `opbound init MODEL -o opbound.toml` writes one from a model as it is;
-`opbound check MODEL` checks it. How to use it: [budgets](../howto/budget.md).
+`opbound check MODEL` checks it. How to use it: [budgets](../howto/budget.md), [in CI](../ci.md).
 
 A budget has one `[[target]]` or several. A target has a `name`, any option of an analysis (below), limits
 for the whole model under `[target.limits]`, the largest growth over a baseline under `[target.growth]`, the

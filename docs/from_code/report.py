@@ -29,7 +29,12 @@ def page() -> str:
 
     schema = json.loads(files("reports").joinpath("report.schema.json").read_text(encoding="utf-8"))
     parts = [_HEAD.format(version=SCHEMA_VERSION, about=schema["description"])]
+    plain = [key for key, entry in schema["properties"].items() if entry.get("type") == "string"]
+    rows = [row for key in plain for row in _rows(key, schema["properties"][key], True)]
+    parts.append("\n## The report\n\n" + table(["key", "type", "meaning"], rows))
     for key, entry in schema["properties"].items():
+        if key in plain:
+            continue
         rows = list(_rows(key, entry, key in schema["required"]))
         parts.append(f"\n## {key}\n\n" + table(["key", "type", "meaning"], rows))
     return "".join(parts)
