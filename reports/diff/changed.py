@@ -26,18 +26,26 @@ def find_changed(changes: Sequence[Change], inputs: set[Pair]) -> Iterator[Findi
     groups: dict[tuple[str, str], list[Change]] = defaultdict(list)
     for change in changes:
         if change.before is not None and change.after is not None:
-            groups[_way(change.before, change.after, inputs, heads)].append(change)
+            for way in _ways(change.before, change.after, inputs, heads):
+                groups[way].append(change)
     _join_resized(groups)
     for (kind, how), own in groups.items():
         yield Finding(kind, f"{operators(own)} {how}: {first(own)}; {cost(own)}")
 
 
-def _way(old: OpRow, new: OpRow, inputs: set[Pair], heads: set[Pair]) -> tuple[str, str]:
-    """The kind of a change, and how to say it."""
+def _ways(old: OpRow, new: OpRow, inputs: set[Pair], heads: set[Pair]) -> Iterator[tuple[str, str]]:
+    """The kinds of a change, and how to say them: an operator may be wider and of another dtype."""
     if len(old.shapes) != len(new.shapes):
-        return "operands", "with more or fewer operands"
+        yield "operands", "with more or fewer operands"
+        return
     if old.dtypes != new.dtypes:
-        return _dtype(old, new)
+        yield _dtype(old, new)
+    if old.dtypes == new.dtypes or old.shapes != new.shapes or structure(old) != structure(new):
+        yield _way(old, new, inputs, heads)
+
+
+def _way(old: OpRow, new: OpRow, inputs: set[Pair], heads: set[Pair]) -> tuple[str, str]:
+    """What became of the shapes and the attributes."""
     if op_kind(old.op) and old.op in _WINDOWED and _window(old) != _window(new):
         return "window", f"with another window ({_window_change(old, new)})"
     pairs = _pairs(old, new)
