@@ -134,3 +134,14 @@ def test_two_models_of_ten_thousand_nodes_are_compared_in_five_seconds(opbound, 
     assert [f["kind"] for f in json.loads(found.stdout)["findings"]][0] == "wider"
     spent_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert spent_s < 5
+
+
+def test_an_operator_that_is_wider_and_of_another_dtype_is_told_as_both(tmp_path):
+    found = difference(changes.encoder(), changes.encoder(ff=96, dtype="float16"), tmp_path)
+    assert {"narrower-dtype", "wider"} <= {finding.kind for finding in found.findings}
+
+
+def test_another_model_is_no_lost_fusion(light):
+    paths = (str(light / "light_inception_v1.onnx"), str(light / "light_inception_v2.onnx"))
+    kinds = {finding.kind for finding in difference_of(*paths, Options()).findings}
+    assert not kinds & {"lost-fusion", "same-when-fused"}
