@@ -71,9 +71,10 @@ def show_device(name_or_path: str) -> str:
 
 def device_figures(hardware: Hardware) -> Iterator[tuple[str, str, str]]:
     """Every figure of a device: its key path, its value as the file states it, its source."""
-    import yaml
+    from costing.hardware_base import read_device
+    from costing.hardware_file import SPECS
 
-    data = yaml.safe_load(Path(hardware.path).read_text(encoding="utf-8"))
+    data = read_device(Path(hardware.path), SPECS)
     for path, value in _figures(data, ""):
         yield path, value, hardware.sources.get(path, "not stated")
     if "energy" not in data:

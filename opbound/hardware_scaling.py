@@ -59,9 +59,8 @@ def scale(arguments: argparse.Namespace) -> None:
     Raises:
         OpboundError: if the arguments name no base, no change, or cannot be applied.
     """
-    import yaml
-
-    from costing.hardware_file import load_hardware
+    from costing.hardware_base import read_device
+    from costing.hardware_file import SPECS, load_hardware
     from costing.scaling import Target, scaled_device
     from costing.technology import build_of, memory
     from opbound.device.device_file import file_text
@@ -102,7 +101,7 @@ def scale(arguments: argparse.Namespace) -> None:
         idle_watts=build.idle_watts if build else None,
         base_memory=build.memory if build else None,
     )
-    data = yaml.safe_load(Path(hardware.path).read_text(encoding="utf-8"))
+    data = read_device(Path(hardware.path), SPECS)
     text = file_text(
         scaled_device(data, output.stem, target),
         f"# {hardware.name} in another technology, by opbound hardware scale.\n",
