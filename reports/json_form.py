@@ -16,7 +16,15 @@ SCHEMA_PATH = Path(__file__).with_name("report.schema.json")
 
 # Keys that only one mode has: they are left out, not written as null, where they mean nothing.
 _OPTIONAL_KEYS = frozenset(
-    {"prefill_time_s", "decode_time_s", "time_per_token_s", "search", "pipeline", "energy_j", "idle_watts"}
+    {
+        "prefill_time_s",
+        "decode_time_s",
+        "time_per_token_s",
+        "search",
+        "pipeline",
+        "energy_j",
+        "idle_watts",
+    }
 )
 
 
