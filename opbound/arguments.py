@@ -283,9 +283,7 @@ def add_file(group: argparse._ActionsContainer) -> None:
 
 def add_format(group: argparse._ActionsContainer, formats: Sequence[str]) -> None:
     """Adds the option that chooses the form, and a short one for programs."""
-    group.add_argument(
-        "--format", choices=formats, default=formats[0], help="default: %(default)s"
-    )
+    group.add_argument("--format", choices=formats, default=formats[0], help="default: %(default)s")
     if "json" in formats:
         group.add_argument(
             "--json",

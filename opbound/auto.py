@@ -23,7 +23,7 @@ from opbound.bench import Bench, Measured
 from opbound.candidates import Candidate, factorizations, splits
 from opbound.options import Options
 from opbound.searched_axes import searched_axes
-from reports.report import LeftOut, SearchInfo, StrategyRow
+from reports.search_info import LeftOut, SearchInfo, StrategyRow
 
 if TYPE_CHECKING:
     from costing.hardware import Hardware

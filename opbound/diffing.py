@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 
+
 @dataclass
 class _Side:
     """One of the two."""

@@ -25,7 +25,7 @@ def add_answer_options(group: argparse._ArgumentGroup) -> None:
         )
 
 
-def answers_of(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def answers_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The answers, under the names that `Options` has for them.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from opbound.analysis import Analysis
-from reports.report import AxisRow, SearchInfo
+from reports.search_info import AxisRow, SearchInfo
 
 
 def axes_only(analysis: Analysis) -> SearchInfo:

@@ -5,22 +5,17 @@
 
 from reports.build import CostedNode, StepTimes, build_report
 from reports.conclusions import lift
-from reports.report import (
-    Ceiling,
-    Coverage,
-    HardwareInfo,
+from reports.figures import (
     Instance,
     MemoryProfile,
     MemoryUse,
-    ModelInfo,
     OpRow,
     PipelineRank,
-    Report,
-    StrategyInfo,
-    TensorInfo,
     TimelineEvent,
     Totals,
 )
+from reports.report import Report
+from reports.setting import Ceiling, Coverage, HardwareInfo, ModelInfo, StrategyInfo, TensorInfo
 
 __all__ = [
     "Ceiling",

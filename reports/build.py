@@ -10,24 +10,21 @@ from typing import Any
 from graph_ir.errors import OpboundError
 from reports.communication import collective_sums
 from reports.conclusions import StepParts, conclude
-from reports.quantities import ratio
-from reports.report import (
+from reports.figures import (
     MEMORY_KINDS,
     PHASES,
-    Coverage,
-    HardwareInfo,
     Instance,
     MemoryProfile,
     MemoryUse,
-    ModelInfo,
     OpRow,
-    Report,
-    StrategyInfo,
     TimelineEvent,
     TimeSplit,
     Totals,
 )
+from reports.quantities import ratio
+from reports.report import Report
 from reports.rows import fold_rows, intensity
+from reports.setting import Coverage, HardwareInfo, ModelInfo, StrategyInfo
 
 _MODEL_PHASES = frozenset({"forward", "backward", "prefill", "decode"})
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from reports.figures import CollectiveSum, OpRow
 from reports.layout import Cells
 from reports.pipeline import pipeline_tables
 from reports.quantities import bytes_text, plain_text, time_text
-from reports.report import CollectiveSum, OpRow, Report
+from reports.report import Report
 from reports.search import search_tables
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from reports.figures import MemoryUse, OpRow
 from reports.quantities import bytes_text, percent_text, plain_text, time_text
-from reports.report import MemoryUse, OpRow
 
 BUBBLE = "bubble"
 """Stands beside the rows' bounds: time in which a pipeline stage waits for another."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from reports.layout import Cells
 from reports.pages import Page
 from reports.quantities import percent_text, plain_text, time_text
-from reports.report import Record
+from reports.records import Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

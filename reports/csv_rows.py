@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 
+from reports.figures import OpRow
 from reports.quantities import plain_text, shape_text
-from reports.report import OpRow, Report
+from reports.report import Report
 from reports.view import View, view_of
 
 COLUMNS = (

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from graph_ir.errors import OpboundError, did_you_mean
+from reports.figures import OpRow
 from reports.layout import Cells, shapes_text
 from reports.quantities import (
     bytes_text,
@@ -17,7 +18,7 @@ from reports.quantities import (
     scaled_text,
     time_text,
 )
-from reports.report import OpRow, Report
+from reports.report import Report
 from reports.rows import busiest_first
 from reports.table import text_table
 

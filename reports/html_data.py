@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from reports.figures import OpRow, TimelineEvent
 from reports.layout import header_lines, shapes_text, total_lines
 from reports.quantities import (
     bytes_text,
@@ -14,7 +15,7 @@ from reports.quantities import (
     scaled_text,
     time_text,
 )
-from reports.report import OpRow, Report, TimelineEvent
+from reports.report import Report
 from reports.rows import worth_showing
 
 

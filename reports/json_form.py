@@ -9,7 +9,9 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from graph_ir.errors import OpboundError
-from reports.report import SCHEMA_VERSION, Instance, Record, Report
+from reports.figures import Instance
+from reports.records import Record
+from reports.report import SCHEMA_VERSION, Report
 
 SCHEMA_PATH = Path(__file__).with_name("report.schema.json")
 """The published JSON Schema of a report."""

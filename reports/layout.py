@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from reports.figures import OpRow
 from reports.quantities import (
     bytes_text,
     percent_text,
@@ -18,7 +19,7 @@ from reports.quantities import (
     shape_text,
     time_text,
 )
-from reports.report import OpRow, Report
+from reports.report import Report
 from reports.rows import worth_showing
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from reports.json_form import to_plain
 from reports.layout import Cells
 from reports.markdown import escape, markdown_pairs, markdown_table
-from reports.report import Record
+from reports.records import Record
 from reports.table import text_table
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from reports.figures import PipelineRank
 from reports.layout import Cells
 from reports.quantities import bytes_text, percent_text, plain_text, ratio, time_text
-from reports.report import PipelineRank, Report
+from reports.report import Report
 
 COLUMNS = 96
 """Characters over which a step is drawn."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
 from graph_ir.errors import OpboundError, did_you_mean
-from reports.report import OpRow
+from reports.figures import OpRow
 
 Test = Callable[[OpRow], bool]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from reports.report import Instance, OpRow
+from reports.figures import Instance, OpRow
 
 # A path part that is only a number is the index of a repeated layer: layers.3.mlp, /h.0/attn. A
 # folded graph writes a range of them: layers.[0-31].mlp.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reports.layout import Cells
 from reports.quantities import bytes_text, plain_text, scaled_text, time_text
-from reports.report import SearchInfo
+from reports.search_info import SearchInfo
 
 
 def search_tables(search: SearchInfo | None) -> list[tuple[str, Cells]]:

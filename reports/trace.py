@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from graph_ir.errors import OpboundError
+from reports.figures import TimelineEvent
 from reports.quantities import plain_text
-from reports.report import Report, TimelineEvent
+from reports.report import Report
 
 _MICROSECONDS = 1e6
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from reports.figures import OpRow
 from reports.layout import Cells
 from reports.quantities import bytes_text, percent_text, plain_text, ratio, scaled_text, time_text
-from reports.report import OpRow
 from reports.rows import worth_showing
 
 # Dots and slashes part a path, but not those inside a range of layers.

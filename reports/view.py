@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from graph_ir.errors import OpboundError, did_you_mean
+from reports.figures import OpRow
 from reports.layout import Cells, left_out_line, operator_cells
-from reports.report import OpRow, Report
+from reports.report import Report
 from reports.row_filter import NUMBER_KEYS, TEXT_KEYS, filter_rows
 from reports.rows import worth_showing
 

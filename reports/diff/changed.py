@@ -9,7 +9,7 @@ from graph_ir.errors import OpboundError
 from reports.diff.difference import Change
 from reports.diff.finding import Finding, cost, first, operators
 from reports.diff.matching import op_kind, structure
-from reports.report import OpRow
+from reports.figures import OpRow
 
 Pair = tuple[int, int]
 _WINDOWED = frozenset({"conv", "conv_transpose", "deform_conv", "max_pool", "avg_pool"})

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from reports.diff.matching import Match, match_rows
 from reports.diff.order import in_model_order
-from reports.report import OpRow, Report
+from reports.figures import OpRow
+from reports.report import Report
 from reports.rows import layer_pattern, worth_showing
 
 if TYPE_CHECKING:

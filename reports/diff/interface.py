@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from reports.diff.difference import Difference
 from reports.diff.finding import Finding
 from reports.quantities import plain_text, shape_text
-from reports.report import TensorInfo
+from reports.setting import TensorInfo
 
 
 def find_dims(difference: Difference) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from functools import cache
 from math import prod
 
 from graph_ir.errors import OpboundError
-from reports.report import OpRow
+from reports.figures import OpRow
 
 Key = Callable[[OpRow], Hashable]
 

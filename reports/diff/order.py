@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from reports.report import OpRow
+from reports.figures import OpRow
 from reports.rows import expand_rows
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from graph_ir.errors import OpboundError
+from reports.figures import OpRow
 from reports.gate.budget import Part, Target
 from reports.gate.metrics import METRICS, Metric
 from reports.quantities import percent_text, plain_text
-from reports.report import OpRow, Report
+from reports.report import Report
 
 _MOST_NODES = 20
 """Forbidden operators that are named one by one."""

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from graph_ir.errors import OpboundError
+from reports.figures import OpRow
 from reports.quantities import bytes_text, percent_text, ratio, scaled_text, time_text
-from reports.report import OpRow, Report
+from reports.report import Report
 from reports.rows import worth_showing
 
 _PREFIXES = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}

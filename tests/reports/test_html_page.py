@@ -11,7 +11,7 @@ import shutil
 import pytest
 
 from reports.html_page import render_comparison, render_page
-from reports.report import Ceiling
+from reports.setting import Ceiling
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

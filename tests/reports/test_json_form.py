@@ -8,17 +8,10 @@ import pytest
 
 from graph_ir.errors import OpboundError
 from reports import Report, StepTimes, TimelineEvent
+from reports.figures import MEMORY_KINDS, PHASES, PipelineRank
 from reports.json_form import SCHEMA_PATH
-from reports.report import (
-    MEMORY_KINDS,
-    PHASES,
-    SCHEMA_VERSION,
-    AxisRow,
-    LeftOut,
-    PipelineRank,
-    SearchInfo,
-    StrategyRow,
-)
+from reports.report import SCHEMA_VERSION
+from reports.search_info import AxisRow, LeftOut, SearchInfo, StrategyRow
 
 SCHEMA = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
 EVENT = TimelineEvent(

@@ -75,7 +75,7 @@ def test_another_order_of_independent_operators(rows):
 
 @given(seed=st.integers(0, 2**32), edits=st.integers(0, 12))
 def test_each_row_is_matched_once_and_no_work_is_lost(seed, edits):
-    from reports.report import OpRow
+    from reports.figures import OpRow
 
     one = OpRow(
         name="n", module="", op="add", phase="forward", count=1, shapes=((2,),), dtypes=("float32",),
