@@ -19,7 +19,11 @@ UNITS: dict[str, dict[str, Fraction]] = {
     "FLOP/s": {f"{p}{u}": f for p, f in _DECIMAL.items() for u in ("FLOPS", "FLOP/s", "OPS")},
     "seconds": {u: Fraction(1, 1000**i) for i, u in enumerate(("s", "ms", "us", "ns", "ps"))},
     "watts": {"W": Fraction(1), "kW": Fraction(1000), "mW": Fraction(1, 1000)},
-    "J/byte": {"pJ/bit": Fraction(8, 10**12), "pJ/B": Fraction(1, 10**12), "nJ/B": Fraction(1, 10**9)},
+    "J/byte": {
+        "pJ/bit": Fraction(8, 10**12),
+        "pJ/B": Fraction(1, 10**12),
+        "nJ/B": Fraction(1, 10**9),
+    },
     "fraction": {"%": Fraction(1, 100), "fraction": Fraction(1)},
 }
 """For each dimension, the units that may be written and their size in the base unit."""

@@ -183,6 +183,37 @@ def launch_s(target: Target, *, budget_s: float) -> tuple[float, float]:
     return _graph_s(target, work, budget_s, _GRAPH_KERNELS), _issue_s(target, work)
 
 
+def switch_s(target: Target, *, budget_s: float) -> float:
+    """Seconds that a kernel takes longer after different ones than when it runs again and again.
+
+    Functions and products of a small layer are timed each alone, then one after the other.
+    """
+    torch = target.torch
+    # So small that all of them stay in the nearest caches: what farther levels add is theirs.
+    rows, width = 32, 128
+    x = torch.rand(rows, width, device=target.device)
+    weights = [torch.rand(width, width, device=target.device) for _ in range(4)]
+    functions = [
+        getattr(torch, name, None) or getattr(torch.nn.functional, name) for name in _FUNCTIONS
+    ]
+    kernels: list[Callable[[], object]] = []
+    for index, function in enumerate(functions):
+        # Every kernel has operands of its own, as in a model.
+        kernels.append(partial(function, x + index))
+        kernels.append(partial(torch.add, x + index, x - index))
+        kernels.append(partial(torch.nn.functional.layer_norm, x - index, (width,)))
+        if index < len(weights):
+            kernels.append(partial(torch.nn.functional.linear, x, weights[index]))
+    each_s = budget_s / (2 * len(kernels))
+    alone_s = sum(device_s(target, kernel, budget_s=each_s) for kernel in kernels)
+
+    def chain() -> None:
+        for kernel in kernels:
+            kernel()
+
+    return max(device_s(target, chain, budget_s=budget_s / 2) - alone_s, 0.0) / len(kernels)
+
+
 def _graph_s(target: Target, work: Callable[[], object], budget_s: float, calls: int) -> float:
     """Per call of several that a CUDA graph has recorded: no host between them."""
     cuda = target.torch.cuda

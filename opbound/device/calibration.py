@@ -19,6 +19,7 @@ from opbound.device.benchmarks import (
     measure_products,
     product_dtypes,
     product_shapes,
+    switch_s,
 )
 from opbound.device.engine_fit import fit_overheads, levels_of, peaks_of
 from opbound.device.target import Target
@@ -86,6 +87,8 @@ def _calibrate(target: Target, name: str, progress: Progress, quick: bool) -> st
                 f"{product.flops_per_s:.3g} FLOP/s"
             )
             products.append(product)
+    progress("kernels after different ones")
+    switched_s = switch_s(target, budget_s=budget_s / 2)
     progress("finding the overheads of the engines")
     engines, errors = _engines(target, products, memory, between_s, median(rates.values()))
     links: list[dict[str, Any]] = []
@@ -105,6 +108,7 @@ def _calibrate(target: Target, name: str, progress: Progress, quick: bool) -> st
             "host": entry.figure(entry.duration(issue_s), "launch"),
             # torch runs a model operator by operator; CUDA graphs hide the host.
             "hidden": False,
+            "switch": entry.figure(entry.duration(switched_s), "switch"),
         },
         "sources": _sources(target, rates, errors, len(products)),
     }
@@ -144,6 +148,7 @@ def _sources(
     return {
         "system": f"as the system describes the device; {origin}",
         "launch": f"{how}, opbound {__version__}: kernels of one element, one after the other",
+        "switch": f"{how}: small kernels one after the other, beside each of them again and again",
         "copies": f"{how}: copies between two buffers, read and written bytes together, the "
         "lower quartile of repeats; the bandwidth is that of the best size that fits the level, the "
         "efficiency the median over these sizes",
