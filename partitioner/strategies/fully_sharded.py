@@ -56,6 +56,11 @@ class _Sharder:
         """Whole parameter, state or reduced gradient -> this rank's part."""
         self.updates = {n.inputs[0]: n for n in self.graph.nodes if n.phase == "optimizer"}
         self.gradients = {n.inputs[1] for n in self.updates.values()}
+        self.parameters = frozenset(self.graph.parameters)
+        self.units: list[dict[Value, None]] = []
+        """What each repeated block of the forward pass gathers."""
+        self.views = self._views()
+        """Views of weights, and views of those: which node makes them."""
         self.groups: dict[Value, MeshAxis] = {}
         """The ranks that a parameter, its gradient and its states are split over."""
         for update in self.updates.values():
@@ -65,6 +70,14 @@ class _Sharder:
                 group = axis_of(reducer)
             for value in update.inputs:
                 self.groups[value] = self._sharding(group)[0]
+
+    def _views(self) -> dict[Value, Node]:
+        views: dict[Value, Node] = {}
+        for node in self.graph.nodes:
+            of_weights = all(v in self.parameters or v in views for v in node.inputs)
+            if node.inputs and of_weights and node.definition.is_view(node):
+                views.update(dict.fromkeys(node.outputs, node))
+        return views
 
     def _sharding(self, group: MeshAxis) -> tuple[MeshAxis, MeshAxis | None]:
         """The neighbours that store a weight together, and the ranks that store the same part."""
@@ -89,7 +102,7 @@ class _Sharder:
             updates = [n for n in body if n.phase == "optimizer"]
             rest = [m for n in body if n.phase != "optimizer" for m in self._reduced(n)]
             if self.stage == 3:
-                rest = self._gathered(rest)
+                rest = self._gathered(rest, block)
             nodes += rest
             for node in updates:
                 nodes += self._update(node, outputs)
@@ -153,26 +166,37 @@ class _Sharder:
         attrs = {**node.attrs, **_attrs(copies, node.during)}
         return [scatter, replace(node, inputs=own, outputs=outputs, attrs=attrs)]
 
-    def _gathered(self, body: Sequence[Node]) -> list[Node]:
-        """Puts one all-gather of all parameters that a segment uses, per phase, before their first use."""
-        result: list[Node] = []
+    def _gathered(self, body: Sequence[Node], block: Block | None) -> list[Node]:
+        """Puts one all-gather of all parameters that a segment uses, per phase, before their first use.
+
+        The backward pass of a repeated block gathers what its forward pass did, also what it does not read:
+        a block's weights are one message. Where a segment goes from the end of the forward pass to the
+        start of the backward pass, what it gathered is still there.
+        """
         phases: dict[str, list[Node]] = {}
+        turns = block is None and all(n.op not in ("send", "recv") for n in body)
         for node in body:
-            phases.setdefault("forward" if node.during == "forward" else "backward", []).append(
-                node
-            )
+            during = "forward" if turns or node.during == "forward" else "backward"
+            phases.setdefault(during, []).append(node)
+        result: list[Node] = []
         for during, nodes in phases.items():
-            used = dict.fromkeys(v for n in nodes for v in n.inputs if v in self.graph.parameters)
+            nodes = self._viewed_again(nodes) if during == "backward" else nodes
+            used = dict.fromkeys(v for n in nodes for v in n.inputs if v in self.parameters)
             if not used:
                 result += nodes
                 continue
+            if block is not None and during == "forward":
+                self.units.append(used)
+            elif block is not None:
+                for unit in self.units:
+                    used |= unit if unit.keys() & used.keys() else {}
             whole = {
                 v: replace(v, name=f"{v.name}.gathered.{during}", kind="intermediate") for v in used
             }
             near = next(n for n in nodes if any(v in whole for v in n.inputs))
             for group in dict.fromkeys(self._group(v) for v in used):
                 members = [v for v in used if self._group(v) == group]
-                attrs = {**_attrs(group, during), "prefetch": self.prefetch}
+                attrs = {**_attrs(group, near.during), "prefetch": self.prefetch}
                 result.append(
                     Node(
                         f"{near.name}.parameters.all_gather.{group.name}.{during}",
@@ -189,6 +213,32 @@ class _Sharder:
                     )
                 )
             result += [replace(n, inputs=tuple(whole.get(v, v) for v in n.inputs)) for n in nodes]
+        return result
+
+    def _viewed_again(self, nodes: Sequence[Node]) -> list[Node]:
+        """The nodes of a backward pass with views of their own of the weights.
+
+        A view that the forward pass made is of what was gathered there and is gone.
+        """
+        made = {v for n in nodes for v in n.outputs}
+        views: dict[Value, Value] = {}
+        result: list[Node] = []
+
+        def view(value: Value, near: Node) -> Value:
+            if value in views or value in made or value not in self.views:
+                return views.get(value, value)
+            node = self.views[value]
+            operands = tuple(view(v, near) for v in node.inputs)
+            outputs = tuple(replace(v, name=f"{v.name}.backward") for v in node.outputs)
+            views.update(zip(node.outputs, outputs, strict=True))
+            again = replace(node, inputs=operands, outputs=outputs, phase="backward")
+            name = f"{node.name}.backward"
+            result.append(replace(again, name=name, origin=node.origin or node.name))
+            return views[value]
+
+        for node in nodes:
+            operands = tuple(view(v, node) for v in node.inputs)
+            result.append(node if operands == node.inputs else replace(node, inputs=operands))
         return result
 
     def _update(self, node: Node, outputs: dict[Value, Value]) -> list[Node]:
