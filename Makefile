@@ -20,10 +20,10 @@ demo: $(BASE) ## Analyse a real ResNet-50 on an H100 and print what limits each 
 	$(BIN)/opbound analyze "$(DEMO_MODEL)" --hardware h100-sxm-80gb --batch 32 --top 20
 
 test: $(DEV) ## Run the quick tests.
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-all: $(DEV) ## Run every test, the slow ones too.
-	$(BIN)/python -m pytest -q -m ""
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m ""
 
 check: $(DEV) ## Format, lint, types, layers.
 	$(BIN)/ruff format --check .
