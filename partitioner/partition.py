@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 
 from graph_ir.graph import Graph, Node
 from graph_ir.partitioned import PartitionedGraph, Stage
@@ -43,9 +44,10 @@ def partition(
     stages = [Stage(graph, "the whole model")]
     bounds: tuple[int, ...] = ()
     if axis.size > 1:
-        replicas = strategy.mesh.axis("dp").size
+        replicas = prod(strategy.mesh.axis(name).size for name in ("dp", "cp", "ep"))
         cutter = Cutter(graph, node_time, axis, strategy.pipeline.layout)
-        bounds = cutter.bounds(strategy.pipeline, zero_shares(strategy.zero, replicas))
+        shared_by = strategy.shard_group or replicas
+        bounds = cutter.bounds(strategy.pipeline, zero_shares(strategy.zero, shared_by))
         stages = cutter.cut(bounds)
     finished: dict[Graph, Graph] = {}
     for stage in stages:
