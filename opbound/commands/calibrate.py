@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,11 +55,15 @@ def target_of(arguments: argparse.Namespace) -> Target:
     Raises:
         OpboundError: if there is none.
     """
-    from opbound.device.target import open_target
+    from opbound.device.target import busy_note, open_target
 
     if arguments.threads is not None and arguments.threads < 1:
         raise OpboundError(f"--threads {arguments.threads}: give 1 or more")
-    return open_target(arguments.device, arguments.threads)
+    target = open_target(arguments.device, arguments.threads)
+    note = busy_note(target)
+    if note is not None:
+        sys.stderr.write(f"opbound: note: {note}\n")
+    return target
 
 
 def run(arguments: argparse.Namespace) -> int:

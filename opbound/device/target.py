@@ -49,6 +49,22 @@ class Target:
         )
 
 
+def busy_note(target: Target) -> str | None:
+    """Says that other programs want the processors that are to be measured; None where none does.
+
+    Threads of one kernel wait for each other, so that a single one that is put aside stops them all.
+    """
+    if target.is_cuda or target.processors == 1 or not hasattr(os, "getloadavg"):
+        return None
+    load, count = os.getloadavg()[0], os.cpu_count() or 1
+    if load + target.processors <= count + 0.5:
+        return None
+    return (
+        f"the machine is busy (load {load:.1f}, {count} processors), so {target.processors} threads "
+        "measure too low: end other work, or give --threads 1"
+    )
+
+
 def open_target(device: str, threads: int | None = None) -> Target:
     """Finds a device.
 

@@ -21,7 +21,7 @@ from opbound.device.collectives import AllReduce, fitted_link
 from opbound.device.engine_fit import fit_overheads, levels_of
 from opbound.device.onnx_run import node_times
 from opbound.device.stopwatch import EventClock, typical, typical_s
-from opbound.device.target import Target, cpu_caches
+from opbound.device.target import Target, busy_note, cpu_caches
 from opbound.device.torch_run import operator_times
 
 # --- clocks -------------------------------------------------------------------------------------
@@ -359,3 +359,14 @@ def test_what_cannot_be_measured_is_told(tmp_path):
     assert main(["calibrate", "-o", str(tmp_path / "device.txt")]) == 2
     assert main(["calibrate", "--threads", "0", "-o", str(tmp_path / "d.yaml")]) == 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "busy"), [(0.2, 4, False), (3.0, 4, True), (9, 1, False)]
+)
+def test_a_busy_machine_is_told(monkeypatch, load, threads, busy):
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    target = Target(None, SimpleNamespace(type="cpu"), None, "cpu", threads, 1, ())
+    note = busy_note(target)
+    assert (note is not None) is busy
