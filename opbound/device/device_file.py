@@ -16,12 +16,18 @@ def figure(value: object, source: str) -> dict[str, object]:
 
 def rate(flops_per_s: float) -> str:
     """FLOP/s as a hardware file has it."""
-    return f"{flops_per_s / 1e9:.4g} GFLOPS"
+    return (
+        f"{flops_per_s / 1e12:.4g} TFLOPS"
+        if flops_per_s >= 1e12
+        else f"{flops_per_s / 1e9:.4g} GFLOPS"
+    )
 
 
 def bandwidth(bytes_per_s: float) -> str:
     """Bytes per second as a hardware file has them."""
-    return f"{bytes_per_s / 1e9:.4g} GB/s"
+    return (
+        f"{bytes_per_s / 1e12:.4g} TB/s" if bytes_per_s >= 1e12 else f"{bytes_per_s / 1e9:.4g} GB/s"
+    )
 
 
 def duration(seconds: float) -> str:
