@@ -47,9 +47,14 @@ def evaluate_on_cpu(node: Any, resolve: Any) -> Any:
         }
         if "device" in node.kwargs or str(node.target).startswith(("aten.zeros", "aten.ones")):
             kwargs["device"] = "cpu"
-        return node.target(*args, **kwargs)
+        made = node.target(*args, **kwargs)
     except (LookupError, RuntimeError, NotImplementedError, TypeError):
         return None
+    # What was traced on the meta device may name it anywhere.
+    on_meta = any(
+        getattr(t, "is_meta", False) for t in (made if isinstance(made, tuple) else (made,))
+    )
+    return None if on_meta else made
 
 
 @dataclass(frozen=True, slots=True)
