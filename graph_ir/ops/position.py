@@ -2,8 +2,9 @@
 
 Operands x[b, ..., d] and whatever holds positions, cosines and sines; the head dim is needed whole. With
 the attribute `rotate` the tables are the cosines and sines themselves, broadcast to x: the result is
-x cos + R(x) sin. Tables half as wide as x hold each angle once. R takes 'halves' (x1, x2) of x to (-x2, x1), or does so with its 'pairs' of neighbours;
-`transposed` is the same for R transposed, which the gradient needs.
+x cos + R(x) sin. Tables half as wide as x hold each angle once. R takes 'halves' (x1, x2) of x to
+(-x2, x1), or does so with its 'pairs' of neighbours; `transposed` is the same for R transposed, which the
+gradient needs.
 """
 
 from __future__ import annotations
