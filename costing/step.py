@@ -42,7 +42,7 @@ class StepCost:
     compute_s: float
     """Time in which the busiest rank computes."""
     exposed_communication_s: float
-    """Time in which the busiest rank waits for a collective."""
+    """What communication adds to the busiest rank's time: it waits, or works beside it and slower."""
     bubble_fraction: float
     """Share of the step in which the busiest rank waits for another stage."""
     busiest: int

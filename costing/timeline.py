@@ -37,14 +37,14 @@ class PassTime:
 
     time_s: float
     compute_s: float
-    """Time in which the compute stream works."""
+    """Time that the compute stream's work takes with the processors to itself."""
     spans: tuple[Span, ...] = ()
     communication_s: float = 0.0
     """Time in which the communication stream works."""
 
     @property
     def exposed_s(self) -> float:
-        """Time in which the compute stream waits for communication."""
+        """What communication adds: time in which the compute stream waits, or works beside it and slower."""
         return max(self.time_s - self.compute_s, 0.0)
 
 
@@ -247,10 +247,10 @@ class _Streams:
             if node.attrs.get("prefetch") is False:
                 # Weights that are gathered when they are needed, not while the block before works.
                 start = max(start, *self.clock)
-            duration += self._slowed_s(node, start, duration)
-            end = start + duration
-            self.clock[stream] = end
+            # Slowed or not, the work is the same: what a collective costs beside it is exposed.
             self.busy[stream] += duration
+            end = start + duration + self._slowed_s(node, start, duration)
+            self.clock[stream] = end
             if record:
                 self.spans.append(Span(node, bool(stream), start, end))
         for value in node.outputs:
@@ -270,7 +270,6 @@ class _Streams:
         self.beside = (start, share)
         late = max(min(start + duration, self.clock[0]) - start, 0.0) * share
         self.clock[0] += late
-        self.busy[0] += late
         return 0.0
 
 

@@ -124,6 +124,7 @@ class Totals(Record):
     compute_time_s: float
     """Time of every row that is not communication."""
     exposed_communication_s: float
+    """What communication adds: the busiest rank waits for it, or computes beside it and slower."""
     bubble_fraction: float
     """Time in which the busiest rank waits for other pipeline stages, over the rest of the step: (p-1)/m
     for 1F1B with p equal stages and m micro-batches.

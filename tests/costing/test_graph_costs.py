@@ -293,4 +293,7 @@ def test_a_kernel_beside_a_collective_loses_the_processors_that_it_takes(
     work = next(n for n in graph.nodes if n.name == "work")
     other = next(n for n in graph.nodes if n.name == "ar")
     costs = {work: OpCost(time_s=10.0), other: OpCost(time_s=4.0, processors_taken=0.25)}
-    assert stage_times(graph, costs).forward.compute_s == pytest.approx(11.0)
+    forward = stage_times(graph, costs).forward
+    assert forward.time_s == pytest.approx(11.0)
+    assert forward.compute_s == pytest.approx(10.0)
+    assert forward.exposed_s == pytest.approx(1.0)

@@ -155,8 +155,10 @@ def test_time_grows_with_the_nodes(kind):
         fold(graph)
         return time.process_time() - start
 
-    # Eight times the nodes: eight times the time, sixty-four times if it were quadratic.
-    assert seconds(16_000) < 24 * max(seconds(2_000), 0.005)
+    # Eight times the nodes: eight times the time, sixty-four times if it were quadratic. The best of three,
+    # because other work on the machine costs a process cache and so processor time.
+    few, many = (min(seconds(nodes) for _ in range(3)) for nodes in (2_000, 16_000))
+    assert many < 30 * max(few, 0.005)
 
 
 def test_one_name_for_many():

@@ -81,10 +81,13 @@ def test_blocks_arrive_while_attention_works(hop_s: float, exposed_s: float) -> 
     pricer = NodePricer(load_hardware("h100-sxm-80gb"))
     graph = local({"cp": 4}, context_parallel="ring")
     seconds = {"attention": 1.0, "collective_permute": hop_s}
-    costs = {n: replace(pricer.cost(n), time_s=seconds.get(n.op, 0.0)) for n in graph.nodes}
-    # A device may be slower while it communicates, so not to the last digit.
+    # Without what a hop takes from the attention beside it, which is another test's matter.
+    costs = {
+        n: replace(pricer.cost(n), time_s=seconds.get(n.op, 0.0), processors_taken=0.0)
+        for n in graph.nodes
+    }
     found = stage_times(graph, costs).forward.exposed_s
-    assert found == pytest.approx(LAYERS * exposed_s, rel=0.1, abs=1e-6)
+    assert found == pytest.approx(LAYERS * exposed_s, abs=1e-6)
 
 
 @pytest.mark.parametrize(
