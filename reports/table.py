@@ -41,6 +41,8 @@ _DISPENSABLE = (
     "FLOPs",
 )
 
+_BAR_LETTERS = 8
+
 _BOUND_STYLES = {"compute": "green", "memory": "yellow", "network": "magenta", "latency": "cyan"}
 
 
@@ -61,10 +63,10 @@ def render_text(
 def render_rich(
     report: Report, *, top: int | None = None, width: int | None = None, view: View | None = None
 ) -> Text:
-    """The same text with the bounds in colour, as a rich Text."""
+    """The same for a terminal, as a rich Text: shares with bars, the bounds in colour."""
     from rich.text import Text
 
-    text = Text("\n".join(_lines(report, view_of(view, top), width)))
+    text = Text("\n".join(_lines(report, view_of(view, top), width, bars=True)))
     for bound, style in _BOUND_STYLES.items():
         # Only whole cells: a bound stands alone between two columns, a name's part does not.
         text.highlight_regex(rf"(?<=  ){bound}(:\S+)?(?=  |\s*$)", style)
@@ -72,10 +74,11 @@ def render_rich(
     return text
 
 
-def _lines(report: Report, view: View, width: int | None) -> list[str]:
+def _lines(report: Report, view: View, width: int | None, *, bars: bool = False) -> list[str]:
     lines = [f"{key:<12}{value}" for key, value in header_lines(report)]
     shortened = view.top is None and len(report.operators) > _MOST_ROWS and not view.tree
     title, cells, notes = (replace(view, top=_MOST_ROWS) if shortened else view).table(report)
+    cells = _with_bars(cells) if bars else cells
     fitting = _fit(cells, width) if width else cells
     lines += ["", title, text_table(fitting)]
     missing = [header for header in cells.headers if header not in fitting.headers]
@@ -92,6 +95,26 @@ def _lines(report: Report, view: View, width: int | None) -> list[str]:
     lines += ["", "Pipeline over the step", *drawing] if drawing else []
     lines += ["", "Conclusions", *report.totals.conclusions]
     return lines
+
+
+def _with_bars(cells: Cells) -> Cells:
+    """The cells with a bar of up to eight letters before each share."""
+    if "share" not in cells.headers:
+        return cells
+    place = cells.headers.index("share")
+    rows = [
+        [*row[:place], f"{_bar(row[place])} {row[place]:>6}", *row[place + 1 :]]
+        for row in cells.rows
+    ]
+    return replace(cells, rows=rows)
+
+
+def _bar(percent: str) -> str:
+    """Eighths of a letter, so that 1 % still shows: '13 %' is a letter and a bit."""
+    number = percent.removesuffix(" %")
+    eighths = 0 if number.startswith("<") else round(float(number) / 100 * 8 * _BAR_LETTERS)
+    whole, rest = divmod(eighths, 8)
+    return ("█" * whole + (" ▏▎▍▌▋▊▉"[rest] if rest else "")).ljust(_BAR_LETTERS)
 
 
 def text_table(cells: Cells) -> str:
