@@ -336,7 +336,7 @@ def _add_validate(commands: argparse._SubParsersAction[Parser]) -> None:
         "validate",
         help="predictions beside published measurements, with errors",
         description="Runs published measurements through the whole program and prints predicted "
-        "beside measured. Takes a minute or two.",
+        "beside measured. Takes some minutes, with progress.",
         allow_abbrev=False,
     )
     group = parser.add_argument_group("output")
