@@ -141,8 +141,13 @@ def match_rows(before: Sequence[OpRow], after: Sequence[OpRow]) -> list[Match]:
     # At one place of the model an operator of the same kind is taken for the old one, changed: first
     # what computes the same, then what has the same shapes, then any.
     places = _places(partner, moved, len(before), len(after))
+    names = tuple({(row.label, row.op) for row in rows} for rows in (before, after))
     keys: tuple[Key, ...] = (
-        arithmetic,
+        # Sizes alone are no evidence against a name: at another batch a small map has what a large one had.
+        lambda row: (
+            arithmetic(row),
+            row.label if all((row.label, row.op) in n for n in names) else "",
+        ),
         lambda row: (row.op, row.phase, row.shapes),
         lambda row: (row.op, row.phase),
     )
