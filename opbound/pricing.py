@@ -180,10 +180,9 @@ def executed_graph(forward: Graph, options: Options, progress: Callable[[str], N
     if options.execution != "fused":
         return forward
     from graph_ir.canonicalize import canonicalize
-    from graph_ir.unread import without_unread
 
     progress("recognising operators that were written out")
-    return canonicalize(without_unread(forward), training=options.mode == "training")
+    return canonicalize(forward, training=options.mode == "training")
 
 
 def split_step(
