@@ -7,8 +7,6 @@ which the config names, and traced as any module.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from graph_ir.errors import DimensionError, ModelFileError, OpboundError, did_you_mean
+from importers.config_files import read_config_file
 from importers.imported_model import ImportedModel, ImportOptions
 
 CONFIG_FOLDER = Path(__file__).parent / "diffusion_configs"
@@ -92,18 +91,12 @@ def _read(name_or_path: str) -> tuple[Mapping[str, Any], str, str]:
             f"no diffusers config {name_or_path!r} ships with opbound and no such file exists; "
             f"{did_you_mean(name_or_path, config_names())}"
         )
-    try:
-        raw = path.read_bytes()
-        content = json.loads(raw)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
-        raise ModelFileError(
-            f"{path} has no key '_class_name': give the config.json of a diffusers model (of its unet, "
-            f"transformer or vae folder)"
-        )
-    name = path.stem if path.stem != "config" else path.resolve().parent.name
-    return content, name, hashlib.sha256(raw).hexdigest()
+    name, content, digest = read_config_file(
+        path,
+        "_class_name",
+        "give the config.json of a diffusers model (of its unet, transformer or vae folder)",
+    )
+    return content, name, digest
 
 
 def _build(torch: Any, diffusers: Any, content: Mapping[str, Any], name: str, dtype: str) -> Any:

@@ -6,9 +6,7 @@ own. The model is built on the meta device by transformers' own code and traced 
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from graph_ir.errors import (
     UnknownOperatorError,
     did_you_mean,
 )
+from importers.config_files import read_config_file
 from importers.imported_model import ImportedModel, ImportOptions
 
 CONFIG_FOLDER = Path(__file__).parent / "model_configs"
@@ -84,17 +83,8 @@ def read_config(name_or_path: str) -> ModelConfig:
         raise ModelFileError(
             f"no config {name_or_path!r} ships with opbound and no such file exists; {hint}"
         )
-    try:
-        raw = path.read_bytes()
-        content = json.loads(raw)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
-        raise ModelFileError(
-            f"{path} has no key 'model_type': give the config.json of a transformers model"
-        )
-    name = path.stem if path.stem != "config" else path.resolve().parent.name
-    return ModelConfig(name, content, hashlib.sha256(raw).hexdigest())
+    advice = "give the config.json of a transformers model"
+    return ModelConfig(*read_config_file(path, "model_type", advice))
 
 
 def import_huggingface(name_or_path: str, options: ImportOptions) -> ImportedModel:
