@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from graph_ir.graph import Block, Carry, Graph, GraphBuilder, Node, Value
+from graph_ir.op_def import DecomposeRule
 from graph_ir.tensor_type import TensorType
 
 
@@ -28,12 +29,22 @@ class DecompositionBuilder:
         result: TensorType,
         attrs: Mapping[str, Any] | None = None,
     ) -> Value:
+        """Emits one node with one result in place of the original."""
+        return self.emit_all(op, inputs, [result], attrs)[0]
+
+    def emit_all(
+        self,
+        op: str,
+        inputs: Sequence[Value],
+        results: Sequence[TensorType],
+        attrs: Mapping[str, Any] | None = None,
+    ) -> list[Value]:
         """Emits one node in place of the original."""
         node = self.node
-        (value,) = self._builder.emit(
+        made = self._builder.emit(
             op,
             inputs,
-            [result],
+            results,
             attrs,
             name=f"{node.name}.{op}",
             module=node.module,
@@ -43,15 +54,27 @@ class DecompositionBuilder:
             instance_modules=node.instance_modules,
             origin=node.origin or node.name,
         )
-        return value
+        return list(made)
 
 
-def decompose(graph: Graph, wanted: Callable[[Node], bool]) -> Graph:
+def decompose(graph: Graph, wanted: Callable[[Node], bool], *, norms: bool = False) -> Graph:
     """Replaces the wanted nodes by what their records' `decompose` emits.
 
     A node derived from a decomposed one keeps its `origin`; the first replacement takes the old name.
+
+    Args:
+        graph: any graph.
+        wanted: of the nodes with such a record, which to replace.
+        norms: whether those with `decompose_norm` count as well.
     """
-    if not any(node.definition.decompose and wanted(node) for node in graph.nodes):
+
+    def rule_of(node: Node) -> DecomposeRule | None:
+        found = node.definition.decompose
+        if found is None and norms:
+            found = node.definition.decompose_norm
+        return found if found is not None and wanted(node) else None
+
+    if not any(map(rule_of, graph.nodes)):
         return graph
     builder = GraphBuilder(graph.name)
     builder.inputs = list(graph.inputs)
@@ -60,8 +83,8 @@ def decompose(graph: Graph, wanted: Callable[[Node], bool]) -> Graph:
     for index, node in enumerate(graph.nodes):
         position[index] = len(builder.nodes)
         operands = tuple(rename.get(v, v) for v in node.inputs)
-        rule = node.definition.decompose
-        if rule is not None and wanted(node):
+        rule = rule_of(node)
+        if rule is not None:
             moved = replace(node, inputs=operands)
             results = rule(DecompositionBuilder(builder, moved), moved)
             rename.update(zip(node.outputs, results, strict=True))

@@ -41,6 +41,8 @@ GradientRule = Callable[
     ["GradientBuilder", "Node", "Sequence[Value | None]"], "Sequence[Value | None]"
 ]
 """(builder, node, gradient of each result or None) -> gradient of each operand or None."""
+DecomposeRule = Callable[[Any, "Node"], "tuple[Value, ...]"]
+"""(builder, node) -> results."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,10 @@ class OpDef:
     """Index of the operand that the result aliases when the node's attribute `view` is set."""
     in_place: int | None = None
     """Index of the operand whose memory the result takes over: a write into a buffer (a KV cache)."""
-    decompose: Callable[[Any, Node], tuple[Value, ...]] | None = None
-    """(builder, node) -> results: the same in simpler operators, used to split a name that the fused
-    form needs whole."""
+    decompose: DecomposeRule | None = None
+    """The same in simpler operators, used to split a name that the fused form needs whole."""
+    decompose_norm: DecomposeRule | None = None
+    """The same for a norm, whose exchange in every layer is worth it only where all widths are split."""
     executed_fraction: Callable[[Node], float] | None = None
     """Share of `flops` that hardware really executes (a causal mask halves attention)."""
     localize: Callable[[Node, str, int, int], Mapping[str, Any]] | None = None

@@ -16,6 +16,7 @@ from graph_ir.equation import Dim, Equation
 from graph_ir.evaluate import Array
 from graph_ir.op_def import OpDef, register
 from graph_ir.ops.convolution import localize_groups
+from graph_ir.ops.norm_parts import norm_backward_in_parts, norm_in_parts
 from graph_ir.tensor_type import TensorType
 
 if TYPE_CHECKING:
@@ -306,6 +307,25 @@ def _norm(name: str, equation: Any, flops: float, **extra: Any) -> OpDef:
     return OpDef(name, "normalization", equation, flops=flops, **extra)
 
 
+def _row_norm(name: str, flops: float, backward_flops: float, evaluate: Any) -> tuple[OpDef, OpDef]:
+    forward = _norm(
+        name,
+        _layer_norm_equation,
+        flops,
+        gradient=_norm_gradient,
+        evaluate=evaluate,
+        decompose_norm=norm_in_parts,
+    )
+    backward = _norm(
+        f"{name}_backward",
+        _layer_norm_backward_equation,
+        backward_flops,
+        evaluate=_norm_backward,
+        decompose_norm=norm_backward_in_parts,
+    )
+    return forward, backward
+
+
 register(
     _norm(
         "softmax",
@@ -337,10 +357,8 @@ register(
         evaluate=_log_softmax_backward,
         decompose=_decompose_softmax_backward,
     ),
-    _norm("layer_norm", _layer_norm_equation, 8, gradient=_norm_gradient, evaluate=_layer_norm),
-    _norm("layer_norm_backward", _layer_norm_backward_equation, 14, evaluate=_norm_backward),
-    _norm("rms_norm", _layer_norm_equation, 5, gradient=_norm_gradient, evaluate=_rms_norm),
-    _norm("rms_norm_backward", _layer_norm_backward_equation, 11, evaluate=_norm_backward),
+    *_row_norm("layer_norm", 8, 14, _layer_norm),
+    *_row_norm("rms_norm", 5, 11, _rms_norm),
     # Attribute `groups`.
     _norm(
         "group_norm",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from samples_contraction import attention, convolutions, products
 from samples_elementwise import elementwise
 from samples_movement import lookups, movement
+from samples_norm_parts import norm_parts
 from samples_reduction import norms, reductions
 
 SAMPLES = [
@@ -17,6 +18,7 @@ SAMPLES = [
     *convolutions(),
     *attention(),
     *norms(),
+    *norm_parts(),
     *reductions(),
     *movement(),
     *lookups(),

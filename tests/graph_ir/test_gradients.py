@@ -25,6 +25,7 @@ NO_GRADIENT = FLAT | {
     *("adamw", "sgd", "own_part", "shard"),
     # Partitioning writes these, after the backward pass is there.
     *("ring_chunk", "ring_join", "attention_merge"),
+    *("norm_sums", "norm_statistics", "norm_scale"),
     "detach",  # that is its meaning
 }
 DIFFERENTIABLE = [s for s in SAMPLES if has_gradient(s)]
