@@ -1,14 +1,10 @@
-"""The command line's words: what can be typed."""
+"""The options that commands share, and the analysis that the typed ones ask for."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 from graph_ir.errors import OpboundError
-from opbound._version import __version__
-from opbound.hardware_scaling import EXAMPLES, add_scale_options
-from opbound.help_text import complete_help
 from opbound.model_answers import add_answer_options, answers_of
 from opbound.options import (
     BALANCES,
@@ -25,21 +21,7 @@ from opbound.options import (
     parse_dim,
     parse_stages,
 )
-from opbound.parser import Parser
-from opbound.row_arguments import add_row_options
-from opbound.search_arguments import add_search_options
 from opbound.strategy_arguments import add_strategy_details, strategy_details
-
-FORMATS = ("table", "json", "csv", "markdown")
-REPORT_FORMATS = (*FORMATS, "html", "trace")
-
-_EXAMPLES = """\
-examples:
-  opbound analyze model.onnx --hardware a100-sxm-80gb --batch 32
-  opbound analyze hf:llama-3.1-8b --mode generation --prompt-tokens 1000 --new-tokens 200
-  opbound analyze hf:gpt3-175b --mode training --batch 64 --parallel dp=1,tp=8,pp=8 --dtype bf16
-  opbound analyze my_package.models:build --format json -o report.json
-"""
 
 _MODEL_HELP = """\
 an ONNX file; hf:NAME or hf:path/to/config.json, an architecture from its config, without weights;
@@ -47,86 +29,24 @@ diffusers:NAME or diffusers:path/to/config.json, a diffusion model from its conf
 package.module:factory, which imports and calls your code; or an exported program (.pt2)"""
 
 
-def build_parser() -> Parser:
-    """The parser of the whole command line."""
-    parser = Parser(
-        prog="opbound",
-        description="Says what limits every operator of a model on the hardware it will run on.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"opbound {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    _add_analyze(commands)
-    _add_graph(commands)
-    _add_annotate(commands)
-    _add_hardware(commands)
-    _add_validate(commands)
-    from opbound.commands import add_commands
-
-    add_commands(commands)
-    complete_help(parser, commands.choices)
-    return parser
-
-
 def add_analysis(parser: argparse.ArgumentParser) -> None:
     """Adds all options of an analysis but the model."""
     _add_device(parser)
     _add_mode(parser)
-    _add_sizes(parser)
+    add_sizes(parser)
     _add_strategy(parser)
 
 
-def _add_analyze(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "analyze",
-        help="report of every operator: cost, bound, time",
-        description="Imports a model, splits it over devices, prices every operator and says what "
-        "bounds it.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    _add_model(parser)
-    _add_sizes(parser)
-    _add_strategy(parser)
-    add_search_options(parser.add_argument_group("search"))
-    _add_output(parser)
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the model to analyse."""
+    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
 
 
-def _add_graph(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "graph",
-        help="the operator graph that is priced, as text",
-        description="Prints the operator graph of one micro-batch: every node with its results' "
-        "types, repeated layers once. With --parallel the graph of one rank per pipeline stage.",
-        allow_abbrev=False,
-    )
-    _add_model(parser)
-    _add_sizes(parser)
-    _add_strategy(parser)
-    group = parser.add_argument_group("output")
-    add_file(group)
-    _add_rows(group, "one node per operator")
-
-
-def _add_annotate(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "annotate",
-        help="an ONNX file with the figures on every node, for Netron",
-        description="Analyses an ONNX file on one device and writes a copy in which every node "
-        "carries its time, bound, FLOPs and bytes as metadata. Viewers show it, runtimes skip it.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("model", metavar="MODEL", help="an ONNX file")
-    parser.add_argument(
-        "-o", "--output", metavar="FILE", required=True, help="the copy, whole or not at all"
-    )
+def add_one_device_analysis(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of one inference on one device; `options_of` finds the others at their defaults."""
     _add_device(parser)
-    _add_sizes(parser, generation=False)
+    add_sizes(parser, generation=False)
     _add_execution(parser.add_argument_group("execution"))
-    # One device runs the model once: what `options_of` reads besides.
     parser.set_defaults(
         **dict.fromkeys(("prompt_tokens", "new_tokens", "microbatch", "parallel", "optimizer")),
         mode="inference",
@@ -137,12 +57,6 @@ def _add_annotate(commands: argparse._SubParsersAction[Parser]) -> None:
         balance="time",
         recompute="none",
     )
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
-    _add_device(parser)
-    _add_mode(parser)
 
 
 def _add_mode(parser: argparse.ArgumentParser) -> None:
@@ -159,7 +73,8 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_sizes(parser: argparse.ArgumentParser, *, generation: bool = True) -> None:
+def add_sizes(parser: argparse.ArgumentParser, *, generation: bool = True) -> None:
+    """Adds the sizes of a run and the answers to what an ONNX file leaves open."""
     group = parser.add_argument_group("sizes")
     group.add_argument("--batch", type=_size, metavar="N", help="samples in the global batch")
     group.add_argument("--sequence", type=_size, metavar="N", help="tokens per sample")
@@ -266,82 +181,6 @@ def _add_execution(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="report operators without a record as `unknown` in place of stopping",
     )
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("output")
-    add_format(group, REPORT_FORMATS)
-    add_file(group)
-    add_row_options(group)
-    _add_rows(group, "one row per operator")
-
-
-def add_file(group: argparse._ActionsContainer) -> None:
-    """Adds the option that names the file to write."""
-    group.add_argument("-o", "--output", metavar="FILE", help="write there, whole or not at all")
-
-
-def add_format(group: argparse._ActionsContainer, formats: Sequence[str]) -> None:
-    """Adds the option that chooses the form, and a short one for programs."""
-    group.add_argument("--format", choices=formats, default=formats[0], help="default: %(default)s")
-    if "json" in formats:
-        group.add_argument(
-            "--json",
-            dest="format",
-            action="store_const",
-            const="json",
-            default=argparse.SUPPRESS,
-            help="short for --format json",
-        )
-
-
-def add_quiet(group: argparse._ActionsContainer) -> None:
-    """Adds the option that leaves the exit code to speak."""
-    group.add_argument(
-        "-q",
-        "--quiet",
-        action="store_true",
-        help="print nothing but errors; a file given with -o is written",
-    )
-
-
-def _add_rows(group: argparse._ArgumentGroup, every: str) -> None:
-    rows = group.add_mutually_exclusive_group()
-    rows.add_argument(
-        "--group",
-        dest="every_node",
-        action="store_false",
-        default=False,
-        help="the same operator of repeated layers once, with a count (the default)",
-    )
-    rows.add_argument("--every-node", dest="every_node", action="store_true", help=every)
-
-
-def _add_hardware(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "hardware",
-        help="list the devices, show one with its sources, or scale one to another technology",
-        description="Without a name: the shipped devices and clusters. With one: every figure of "
-        "it and where the figure comes from. With `scale BASE`: its file in another technology.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("name", nargs="?", metavar="NAME|FILE|scale")
-    add_scale_options(parser)
-
-
-def _add_validate(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "validate",
-        help="predictions beside published measurements, with errors",
-        description="Runs published measurements through the whole program and prints predicted "
-        "beside measured. Takes some minutes, with progress.",
-        allow_abbrev=False,
-    )
-    group = parser.add_argument_group("output")
-    add_format(group, FORMATS)
-    add_file(group)
 
 
 def options_of(arguments: argparse.Namespace) -> Options:

@@ -42,13 +42,13 @@ def write_page(arguments: argparse.Namespace) -> int:
     Raises:
         OpboundError: if the model, the hardware or an option cannot be used.
     """
-    from opbound.arguments import FORMATS
     from opbound.output import Output
+    from opbound.output_arguments import TABLE_FORMATS
     from opbound.progress import progress
 
-    if arguments.format not in FORMATS:
+    if arguments.format not in TABLE_FORMATS:
         raise OpboundError(
-            f"this page has no --format {arguments.format}; choose one of {', '.join(FORMATS)}"
+            f"this page has no --format {arguments.format}; choose one of {', '.join(TABLE_FORMATS)}"
         )
     with Output(arguments.output) as output, progress() as say:
         output.write(_page(arguments, say).to(arguments.format))

@@ -25,7 +25,7 @@ def page() -> str:
 
 def commands() -> dict[str, argparse.ArgumentParser]:
     """Each command's parser by its name."""
-    from opbound.arguments import build_parser
+    from opbound.commands import build_parser
 
     for action in build_parser()._actions:
         if isinstance(action, argparse._SubParsersAction):

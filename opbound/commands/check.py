@@ -25,7 +25,7 @@ exit code: 0 every rule holds, 1 a rule is broken, 2 trouble
 
 def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
     """Adds the command to the parser."""
-    from opbound import arguments
+    from opbound import output_arguments
 
     parser: Parser = commands.add_parser(
         "check",
@@ -51,9 +51,9 @@ def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
         help="write the present reports to the --baseline file; limits are checked, growth is not",
     )
     group = parser.add_argument_group("output")
-    arguments.add_format(group, ("table", "json", "junit", "sarif", "github", "gitlab"))
-    arguments.add_file(group)
-    arguments.add_quiet(group)
+    output_arguments.add_format(group, ("table", "json", "junit", "sarif", "github", "gitlab"))
+    output_arguments.add_file(group)
+    output_arguments.add_quiet(group)
     return parser
 
 

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise OpboundError(
             "completion needs shtab: install it with pip install 'opbound[completion]'"
         ) from None
-    from opbound.arguments import build_parser
+    from opbound.commands import build_parser
 
     parser = build_parser()
     for action in _actions(parser):

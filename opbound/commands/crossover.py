@@ -16,7 +16,7 @@ examples:
 
 def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
     """Adds the command to the parser."""
-    from opbound import arguments
+    from opbound import arguments, output_arguments
 
     parser: Parser = commands.add_parser(
         "crossover",
@@ -55,9 +55,12 @@ def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
     )
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--format", choices=arguments.FORMATS, default="table", help="default: %(default)s"
+        "--format",
+        choices=output_arguments.TABLE_FORMATS,
+        default="table",
+        help="default: %(default)s",
     )
-    arguments.add_file(output)
+    output_arguments.add_file(output)
     parser.set_defaults(mode="training")
     return parser
 

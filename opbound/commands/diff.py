@@ -32,7 +32,7 @@ class _Untyped(str):
 
 def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
     """Adds the command to the parser."""
-    from opbound import arguments
+    from opbound import arguments, output_arguments
 
     parser: Parser = commands.add_parser(
         "diff",
@@ -51,9 +51,9 @@ def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
     for name in _CHOSEN:
         parser.set_defaults(**{name: _Untyped(parser.get_default(name))})
     group = parser.add_argument_group("output")
-    arguments.add_format(group, ("table", "json", "markdown", "html"))
-    arguments.add_file(group)
-    arguments.add_quiet(group)
+    output_arguments.add_format(group, ("table", "json", "markdown", "html"))
+    output_arguments.add_file(group)
+    output_arguments.add_quiet(group)
     group.add_argument(
         "--labels",
         nargs=2,

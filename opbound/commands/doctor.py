@@ -39,9 +39,9 @@ def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
         "opbound needs is missing.",
         allow_abbrev=False,
     )
-    from opbound import arguments
+    from opbound import output_arguments
 
-    arguments.add_format(parser, ("table", "json"))
+    output_arguments.add_format(parser, ("table", "json"))
     return parser
 
 

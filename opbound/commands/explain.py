@@ -17,7 +17,7 @@ examples:
 
 def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
     """Adds the command to the parser."""
-    from opbound import arguments
+    from opbound import arguments, output_arguments
 
     parser: Parser = commands.add_parser(
         "explain",
@@ -33,8 +33,8 @@ def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
     parser.add_argument("node", metavar="NODE", nargs="?", help="an operator or a module")
     arguments.add_analysis(parser)
     group = parser.add_argument_group("output")
-    arguments.add_format(group, ("table", "json"))
-    arguments.add_file(group)
+    output_arguments.add_format(group, ("table", "json"))
+    output_arguments.add_file(group)
     return parser
 
 

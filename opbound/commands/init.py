@@ -16,7 +16,7 @@ examples:
 
 def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
     """Adds the command to the parser."""
-    from opbound import arguments
+    from opbound import arguments, output_arguments
 
     parser: Parser = commands.add_parser(
         "init",
@@ -37,7 +37,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
         help="how much more each limit allows (default: %(default)s)",
     )
     parser.add_argument("--name", default="default", help="of the target (default: %(default)s)")
-    arguments.add_file(parser)
+    output_arguments.add_file(parser)
     return parser
 
 

@@ -29,7 +29,8 @@ examples:
 
 def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
     """Adds the command to the parser."""
-    from opbound.arguments import _add_sizes, add_file
+    from opbound.arguments import add_sizes
+    from opbound.output_arguments import add_file
 
     parser: Parser = commands.add_parser(
         "measure",
@@ -56,7 +57,7 @@ def add(commands: argparse._SubParsersAction[Parser]) -> Parser:
     parser.add_argument(
         "--repeats", type=int, default=10, metavar="N", help="profiled runs (default: %(default)s)"
     )
-    _add_sizes(parser, generation=False)
+    add_sizes(parser, generation=False)
     group = parser.add_argument_group("output")
     group.add_argument("--format", choices=("table", "json"), default="table")
     group.add_argument(

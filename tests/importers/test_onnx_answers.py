@@ -5,7 +5,8 @@ import pytest
 
 from graph_ir.errors import DimensionError, OpboundError
 from importers import load
-from opbound.arguments import build_parser, options_of
+from opbound.arguments import options_of
+from opbound.commands import build_parser
 
 LOOP = (
     "m (int64 n, bool c, float[2, 4] x) => (float[2, 4] y) {"

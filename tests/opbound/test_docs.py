@@ -50,7 +50,7 @@ def test_commands_print_what_the_page_shows(path, tmp_path, light):
 
 
 def _options_by_command() -> dict[str, set[str]]:
-    from opbound.arguments import build_parser
+    from opbound.commands import build_parser
 
     parser = build_parser()
     (commands,) = (a.choices for a in parser._actions if isinstance(a.choices, dict))

@@ -137,7 +137,7 @@ def test_every_command_shows_examples_and_exit_codes(opbound):
     import re
 
     commands = re.search(r"\{([\w,-]+)\}", opbound("nonsense").stderr) or None
-    from opbound.arguments import build_parser
+    from opbound.commands import build_parser
 
     (choices,) = (a.choices for a in build_parser()._actions if a.dest == "command")
     assert commands is None or set(commands[1].split(",")) == set(choices)

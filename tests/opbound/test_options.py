@@ -6,7 +6,8 @@ import pytest
 
 import opbound
 from graph_ir.errors import OpboundError
-from opbound.arguments import build_parser, options_of
+from opbound.arguments import options_of
+from opbound.commands import build_parser
 from opbound.options import Options, parse_dim, parse_parallel
 
 

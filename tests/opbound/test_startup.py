@@ -19,7 +19,7 @@ def test_importing_opbound_imports_nothing_heavy():
 
 
 def test_help_imports_nothing_heavy():
-    code = "from opbound.arguments import build_parser; build_parser().format_help()"
+    code = "from opbound.commands import build_parser; build_parser().format_help()"
     assert modules_after(code).isdisjoint(HEAVY)
 
 
