@@ -167,17 +167,21 @@ class _Walk:
         made: dict[Value, int] = {}
         uses: dict[Value, list[int]] = defaultdict(list)
         carried: dict[Value, list[int]] = defaultdict(list)
+        first_reads: dict[Value, list[int]] = defaultdict(list)
+        initial = {c.argument: self._find(c.initial) for b in self.graph.blocks for c in b.carries}
         for i, node in enumerate(self.graph.nodes):
             for value in node.outputs:
                 made.setdefault(self._find(value), i)
             for value in dict.fromkeys(node.inputs):
                 (carried if value.kind == "carried" else uses)[self._find(value)].append(i)
+                if value in initial:
+                    # The first repetition reads what was there before the block.
+                    first_reads[initial[value]].append(i)
         for value in self.graph.outputs:
             uses[self._find(value)].append(len(self.graph.nodes) - 1)
-        # A carried value's first copy is the initial one; it lives until the block has begun.
         for block in self.graph.blocks:
             for carry in block.carries:
-                uses[self._find(carry.initial)].append(block.start)
+                first_reads[initial[carry.argument]].append(block.start)
         ends = max(len(self.graph.nodes), 1) + 1
         alive = np.zeros(ends)
         forward = np.zeros(ends)
@@ -193,7 +197,7 @@ class _Walk:
             reads = uses.get(root, [])
             rereads = carried.get(root, [])
             copies = self._kept_copies(root, start, [*reads, *rereads])
-            end = max([start, *reads, *rereads])
+            end = max([start, *reads, *rereads, *first_reads.get(root, [])])
             self._add(alive, root, start, end, copies)
             if root not in made or start < first_backward:
                 self._add(forward, root, start, end, copies)
