@@ -6,6 +6,11 @@ b: images share the mask of each of their windows. Results: output[b, (g r), s, 
 logarithms of the softmax sums [b, (g r), s] that the backward pass needs.
 Attributes: `causal`, `window` (beside `causal`: each query sees that many keys at most, its own the last),
 `scale`, `dropout`, and `softcap`: scores are bounded to c tanh(scores / c) before the mask.
+
+With the attribute `parts` the keys are p runs of t, to each of which attention is a result of its own:
+output[p, b, (g r), s, e] and sums[p, b, (g r), s]. The whole is their mean with the weights softmax(sums)
+over p, which is how few queries share out many keys (Flash-Decoding; Dao et al. 2023,
+https://pytorch.org/blog/flash-decoding).
 """
 
 from __future__ import annotations
@@ -26,12 +31,21 @@ if TYPE_CHECKING:
 
 
 def _dims(
-    query: Sequence[int], key: Sequence[int], value: Sequence[int], masks: Sequence[TensorType]
+    query: Sequence[int],
+    key: Sequence[int],
+    value: Sequence[int],
+    masks: Sequence[TensorType],
+    parts: int | None = None,
 ) -> dict[str, Any]:
     groups = key[1]
     heads: tuple[str, ...] = ("g",) if query[1] == groups else ("g", "r")
     batch: tuple[str, ...] = ("b",)
     sizes = {"b": query[0], "g": groups, "s": query[2], "t": key[2], "d": query[3], "e": value[3]}
+    keys: tuple[str, ...] = ("t",)
+    apart: tuple[Dim, ...] = ()
+    if parts is not None:
+        keys, apart = ("p", "t"), (("p",),)
+        sizes |= {"p": parts, "t": key[2] // parts}
     if query[1] != groups:
         sizes["r"] = query[1] // groups
     windows = next((t.shape[0] for t in masks if len(t.shape) == 4 and t.shape[0] > 1), query[0])
@@ -41,11 +55,11 @@ def _dims(
     return {
         "sizes": sizes,
         "q": (batch, heads, ("s",), ("d",)),
-        "k": (batch, ("g",), ("t",), ("d",)),
-        "v": (batch, ("g",), ("t",), ("e",)),
-        "o": (batch, heads, ("s",), ("e",)),
-        "lse": (batch, heads, ("s",)),
-        "full": (batch, heads, ("s",), ("t",)),
+        "k": (batch, ("g",), keys, ("d",)),
+        "v": (batch, ("g",), keys, ("e",)),
+        "o": (*apart, batch, heads, ("s",), ("e",)),
+        "lse": (*apart, batch, heads, ("s",)),
+        "full": (batch, heads, ("s",), keys),
     }
 
 
@@ -59,7 +73,8 @@ def _mask_dims(mask: Sequence[int], d: Mapping[str, Any]) -> tuple[Dim, ...]:
 def _equation(
     inputs: Sequence[TensorType], outputs: Sequence[TensorType], attrs: Mapping[str, Any]
 ) -> Equation:
-    d = _dims(inputs[0].shape, inputs[1].shape, inputs[2].shape, inputs[3:])
+    query, key, value = (t.shape for t in inputs[:3])
+    d = _dims(query, key, value, inputs[3:], attrs.get("parts"))
     masks = [_mask_dims(t.shape, d) for t in inputs[3:]]
     results = (d["o"], d["lse"])[: len(outputs)]
     # d and e are contracted or produced together with a softmax over t; only whole heads, the batch and
@@ -86,7 +101,7 @@ def _backward_equation(
 def _products(node: Node, score_products: int, value_products: int) -> int:
     size = node.equation.sizes
     heads = size["b"] * size.get("w", 1) * size["g"] * size.get("r", 1)
-    scores = heads * size["s"] * size["t"]
+    scores = heads * size["s"] * size["t"] * size.get("p", 1)
     return 2 * scores * (score_products * size["d"] + value_products * size["e"])
 
 
@@ -124,6 +139,32 @@ def window_share(queries: int, keys: int, window: int) -> float:
     ends = np.arange(queries) + max(keys - queries, 0)
     seen = np.minimum(ends, keys - 1) - np.maximum(ends - window, -1)
     return float(np.maximum(seen, 0).sum() / (queries * keys))
+
+
+def attention_in_parts(node: Node, parts: int) -> dict[str, Any]:
+    """Attributes of the same attention with its keys in parts."""
+    attrs = {**node.attrs, "parts": parts, "first_key": 0}
+    if not attrs.get("causal"):
+        return attrs
+    queries, keys = node.equation.sizes["s"], node.equation.sizes["t"]
+    ends = np.arange(queries) + max(keys - queries, 0) + 1
+    starts = ends - attrs.get("window", keys)
+    length = keys // parts
+    first = np.arange(parts)[:, None] * length
+    seen = np.minimum(ends, first + length) - np.maximum(starts, first)
+    # The part that is seen most is the one to wait for.
+    share = float(np.maximum(seen, 0).sum(axis=1).max() / (queries * length))
+    return {**attrs, "first_query": max(keys - queries, 0), "causal_share": share}
+
+
+def localize_attention(node: Node, name: str, start: int, stop: int) -> dict[str, Any]:
+    """Some of the queries under a causal mask, or some of the parts of the keys."""
+    if name != "p":
+        return localize_queries(node, name, start, stop)
+    own: dict[str, Any] = {"parts": stop - start}
+    if node.attrs.get("causal"):
+        own["first_key"] = node.attrs["first_key"] + start * node.equation.sizes["t"]
+    return own
 
 
 def localize_queries(node: Node, name: str, start: int, stop: int) -> dict[str, Any]:
@@ -190,8 +231,19 @@ def _positions(count: int, attrs: Mapping[str, Any], what: str, start: int) -> A
 def _evaluate(
     node: Node, query: Array, key: Array, value: Array, *mask: Array
 ) -> tuple[Array, ...]:
-    found = attend(query, key, value, mask[0] if mask else None, node.attrs)
-    return found[: len(node.outputs)]
+    parts = node.attrs.get("parts")
+    if parts is None:
+        return attend(query, key, value, mask[0] if mask else None, node.attrs)[: len(node.outputs)]
+    length = key.shape[2] // parts
+    runs = []
+    for i in range(parts):
+        own = slice(i * length, (i + 1) * length)
+        of_part = mask[0] if mask else None
+        if of_part is not None and of_part.shape[-1] > 1:
+            of_part = of_part[..., own]
+        attrs = {**node.attrs, "first_key": node.attrs["first_key"] + i * length}
+        runs.append(attend(query, key[:, :, own], value[:, :, own], of_part, attrs))
+    return np.stack([r[0] for r in runs]), np.stack([r[1] for r in runs])
 
 
 def _evaluate_backward(
@@ -292,7 +344,7 @@ register(
         gradient=_gradient,
         evaluate=_evaluate,
         executed_fraction=causal_fraction,
-        localize=localize_queries,
+        localize=localize_attention,
     ),
     OpDef(
         "attention_backward",

@@ -114,23 +114,36 @@ def _changed_dims(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Eq
 
 
 def _slice_update_equation(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
-    """Operands buffer and update: the same dims, but along `axis` the update is shorter."""
+    """Operands buffer and update: the same dims, but along `axis` the update is shorter.
+
+    With the attribute `clipped` the buffer may be a part of a longer one: what falls outside is not written.
+    """
     axis = attrs["axis"]
     dims, sizes = _names(inputs[0].shape)
     update = list(dims)
     update[axis] = ("u",)
     sizes["u"] = inputs[1].shape[axis]
     whole = tuple(dims)
-    return Equation((whole, tuple(update)), (whole,), sizes, frozenset({f"i{axis}", "u"}), None)
+    fixed = {"u"} if attrs.get("clipped") else {f"i{axis}", "u"}
+    return Equation((whole, tuple(update)), (whole,), sizes, frozenset(fixed), None)
 
 
 def _slice_update(node: Node, buffer: Array, update: Array) -> Array:
     axis, start, step = node.attrs["axis"], node.attrs["start"], node.attrs.get("step", 1)
+    rows = start + step * np.arange(update.shape[axis])
+    if node.attrs.get("clipped"):
+        inside = np.flatnonzero((rows >= 0) & (rows < buffer.shape[axis]))
+        rows, update = rows[inside], update.take(inside, axis=axis)
     result = buffer.copy()
-    where = [slice(None)] * buffer.ndim
-    where[axis] = slice(start, start + step * update.shape[axis], step)
-    result[tuple(where)] = update
+    result[(*[slice(None)] * axis, rows)] = update
     return result
+
+
+def _localize_slice_update(node: Node, name: str, start: int, stop: int) -> dict[str, Any]:
+    """Where the update starts, counted from the first row of a part of the buffer."""
+    if name != f"i{node.attrs['axis']}":
+        return {}
+    return {"start": node.attrs["start"] - start}
 
 
 def _slice_update_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
@@ -353,6 +366,7 @@ register(
         bytes_read=lambda node: node.inputs[1].type.bytes,
         bytes_written=lambda node: node.inputs[1].type.bytes,
         in_place=0,
+        localize=_localize_slice_update,
     ),
     OpDef(
         "concat",

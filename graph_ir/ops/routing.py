@@ -69,6 +69,12 @@ def _sort(node: Node, x: Array) -> tuple[Array, Array]:
     return np.take_along_axis(x, index, axis=axis), index
 
 
+def _place_of(node: Node, search: Any, x: Array) -> Array:
+    """The dim that is searched is gone, or of size 1 where the result says so."""
+    found: Array = search(x, axis=node.attrs.get("axis", -1))
+    return found.reshape(node.outputs[0].type.shape)
+
+
 def _picked_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
     if grads[0] is None:
         return [None]
@@ -118,8 +124,8 @@ register(
     # Results: values and indices. The number taken is the result's size.
     _routing("topk", _comparisons, evaluate=_topk, gradient=_picked_gradient),
     _routing("sort", _comparisons, evaluate=_sort, gradient=_picked_gradient),
-    _routing("argmax", 1, evaluate=lambda node, x: np.argmax(x, axis=node.attrs.get("axis", -1))),
-    _routing("argmin", 1, evaluate=lambda node, x: np.argmin(x, axis=node.attrs.get("axis", -1))),
+    _routing("argmax", 1, evaluate=lambda node, x: _place_of(node, np.argmax, x)),
+    _routing("argmin", 1, evaluate=lambda node, x: _place_of(node, np.argmin, x)),
     _routing(
         "cumsum",
         1,

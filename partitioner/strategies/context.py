@@ -13,6 +13,9 @@ Attention needs all keys and values at once. There are three ways (`--context-pa
 Zhao 2024, arXiv 2405.07719). Without a choice it is ulysses where the heads divide, else allgather.
 Under a causal mask each device takes its queries from both ends of the sequence. Weights are whole on every
 device; their gradients contract the tokens, so an all-reduce of gradients follows.
+
+A decode step has one token: there the cached tokens are split (`cached_tokens.py`), in whatever way its
+prefill splits them.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from partitioner.mesh import MeshAxis
 from partitioner.placements import Plan
 from partitioner.propagate import split_graph
 from partitioner.strategies import Pass
+from partitioner.strategies.cached_tokens import split_cached_tokens
 from partitioner.strategies.data import batch_axes, reordered_axes
 from partitioner.strategies.sequence import token_axes
 from partitioner.strategy import Strategy
@@ -83,14 +87,15 @@ def _require_even(tokens: frozenset[Axis], cp: int, parts: int) -> None:
             )
 
 
-def _split(graph: Graph, way: str, mesh_axis: MeshAxis, tensor_parallel: int) -> Graph:
-    axes = LogicalAxes(graph)
-    tokens = token_axes(graph, axes)
+def _split(
+    graph: Graph,
+    axes: LogicalAxes,
+    tokens: frozenset[Axis],
+    way: str,
+    mesh_axis: MeshAxis,
+    tensor_parallel: int,
+) -> Graph:
     cp = mesh_axis.size
-    if not tokens:
-        raise MeshError(
-            f"cp={cp}: {graph.name or 'this graph'} has no token axis to split; leave cp out"
-        )
     _require_even(tokens, cp, cp)
     avoid = tokens | batch_axes(graph, axes)
     heads: set[Axis] = set()
@@ -139,8 +144,20 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
     mesh_axis = strategy.mesh.axis("cp")
     if mesh_axis.size == 1:
         return graph
+    tensor_parallel = strategy.mesh.axis("tp").size
     for way, part in ways_of(strategy.context_parallel, mesh_axis):
-        graph = _split(graph, way, part, strategy.mesh.axis("tp").size)
+        axes = LogicalAxes(graph)
+        tokens = token_axes(graph, axes)
+        if tokens:
+            graph = _split(graph, axes, tokens, way, part, tensor_parallel)
+            continue
+        found = split_cached_tokens(graph, mesh_axis)
+        if found is None:
+            raise MeshError(
+                f"cp={mesh_axis.size}: {graph.name or 'this graph'} has no tokens to split, and attends to "
+                "no cached ones; leave cp out"
+            )
+        return found
     return graph
 
 

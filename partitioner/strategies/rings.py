@@ -20,21 +20,10 @@ from graph_ir.errors import MeshError
 from graph_ir.graph import Graph, Node, Phase, Value
 from graph_ir.sharding import ByRank
 from partitioner.mesh import MeshAxis
+from partitioner.renumber import renumbered
 from partitioner.strategies import Pass
 from partitioner.strategies.buckets import axis_of
 from partitioner.strategy import Strategy
-
-
-def renumbered(graph: Graph, replaced: dict[Node, list[Node]]) -> Graph:
-    """The graph with nodes replaced by others; block borders follow."""
-    start: dict[int, int] = {}
-    nodes: list[Node] = []
-    for index, node in enumerate(graph.nodes):
-        start[index] = len(nodes)
-        nodes += replaced.get(node, [node])
-    start[len(graph.nodes)] = len(nodes)
-    blocks = tuple(replace(b, start=start[b.start], stop=start[b.stop]) for b in graph.blocks)
-    return Graph(tuple(nodes), graph.inputs, graph.outputs, blocks, graph.name)
 
 
 @dataclass
@@ -194,7 +183,7 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
     replaced: dict[Node, list[Node]] = {}
     missed = ""
     for node in graph.nodes:
-        if node.op == "attention":
+        if node.op == "attention" and "parts" not in node.attrs:
             gathers = _gathers(graph, node, 1)
             if gathers is None or len(node.inputs) > 3:
                 missed = missed or node.name
