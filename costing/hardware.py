@@ -7,7 +7,7 @@ data comes from a YAML file (`costing.hardware_file`) in which every number has 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from graph_ir.errors import HardwareError, did_you_mean
@@ -85,6 +85,8 @@ class Engine:
     operand_cost: float = 0.0
     """Multiply-adds that take as long as bringing one operand element of a tile to the multipliers,
     counted from the largest tile, whose cost is part of `efficiency`."""
+    winograd: bool = False
+    """Whether its library has Winograd's kernels for convolutions with 3 x 3 taps."""
     clock_headroom: float = 0.0
     """How much faster than `efficiency` it multiplies while power leaves it its full clock: long
     products at full utilisation slow it down, half-filled waves do not."""
@@ -244,11 +246,40 @@ class Hardware:
     path: str = ""
     energy: Energy | None = None
     """None where nothing is known of the device's power."""
+    base_clock: float = 1.0
+    """The clock that is warranted over the one of the peaks (base over boost): an idle card works at it
+    until it has been busy for a while."""
 
     @property
     def main_memory(self) -> MemoryLevel:
         """The level that holds parameters and activations; its capacity is what has to fit them."""
         return self.memory[-1]
+
+    def at_base_clock(self) -> Hardware:
+        """The same device before it raises its clock, as in benchmarks that let it rest between calls.
+
+        Engines and caches run at the processors' clock, main memory and links have their own.
+        """
+        clock = self.base_clock
+        engines = tuple(
+            replace(
+                engine,
+                peak_flops={name: rate * clock for name, rate in engine.peak_flops.items()},
+                tile_overhead_s=engine.tile_overhead_s / clock,
+            )
+            for engine in self.engines
+        )
+        caches = tuple(
+            replace(
+                level,
+                bandwidth_bytes_per_s=level.bandwidth_bytes_per_s * clock,
+                processor_bytes_per_s=None
+                if level.processor_bytes_per_s is None
+                else level.processor_bytes_per_s * clock,
+            )
+            for level in self.memory[:-1]
+        )
+        return replace(self, engines=engines, memory=(*caches, self.main_memory), base_clock=1.0)
 
     def level(self, name: str) -> MemoryLevel:
         """The memory level of that name.

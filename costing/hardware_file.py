@@ -166,12 +166,26 @@ def _hardware(top: _Section) -> Hardware:
     links = tuple(_link(s) for s in top.sections("links", required=False))
     launch = _launch(top.section("launch"))
     energy = _energy(top, name, links)
+    base_clock = _base_clock(top)
     top.done()
     for key, found in (("engines", engines), ("memory", memory)):
         if not found:
             raise HardwareError(f"{top.where(key)}: at least one entry is needed")
     known = dict(top.sources)
-    return Hardware(name, title, engines, memory, links, launch, known, top.file, energy)
+    return Hardware(
+        name, title, engines, memory, links, launch, known, top.file, energy, base_clock
+    )
+
+
+def _base_clock(top: _Section) -> float:
+    if top.get("clock", required=False) is None:
+        return 1.0
+    s = top.section("clock")
+    base, boost = s.quantity("base", "Hz"), s.quantity("boost", "Hz")
+    if base > boost:
+        raise HardwareError(f"{s.where('base')}: the base clock is above the boost clock")
+    s.done()
+    return base / boost
 
 
 def _energy(top: _Section, name: str, links: tuple[Link, ...]) -> Energy | None:
@@ -220,6 +234,7 @@ def _engine(s: _Section) -> Engine:
         split_evenly=_split_evenly(s),
         operand_cost=s.quantity("operand_cost", "count", 0.0),
         clock_headroom=s.quantity("clock_headroom", "fraction", 0.0),
+        winograd=_winograd(s),
         attention=_attention(s),
     )
     s.done()
@@ -233,6 +248,15 @@ def _split_evenly(s: _Section) -> bool:
     if word not in (None, "even", "parts"):
         raise HardwareError(f"{s.where('split')}: unknown word {word!r}; known: even, parts")
     return word != "parts"
+
+
+def _winograd(s: _Section) -> bool:
+    word = s.sourced("convolution", required=False)
+    if word not in (None, "implicit", "winograd"):
+        raise HardwareError(
+            f"{s.where('convolution')}: unknown word {word!r}; known: implicit, winograd"
+        )
+    return word == "winograd"
 
 
 def _attention(s: _Section) -> AttentionKernel:

@@ -13,11 +13,11 @@ from typing import Any
 
 from costing.attention import AttentionShape, attention_cost
 from costing.collectives import collective_cost, spans
+from costing.convolution import splits_contraction, winograd_node_cost
 from costing.gemm import gemm_cost
 from costing.hardware import MATRIX, VECTOR, Hardware
 from costing.op_cost import LATENCY, UNKNOWN, OpCost, largest, memory_bound
 from costing.roofline import kernel_op_cost, streaming_cost
-from graph_ir.equation import Window
 from graph_ir.graph import Node, Value
 from graph_ir.ops.collective import message_bytes, sent_bytes
 from graph_ir.tensor_type import DType
@@ -125,7 +125,8 @@ def node_cost(hardware: Hardware, node: Node) -> OpCost:
         )
     tiled = _gemm(hardware, node)
     if product.batch == 1:
-        return tiled
+        winograd = winograd_node_cost(hardware, node)
+        return tiled if winograd is None else min(tiled, winograd, key=lambda c: c.time_s)
     # Many small products (depthwise convolution, one query per head) also have vector kernels.
     plain = streaming_cost(
         hardware, _compute_dtype(node), node.flops, node.bytes_read, node.bytes_written
@@ -193,7 +194,7 @@ def _gemm(hardware: Hardware, node: Node) -> OpCost:
         out_dtype=node.outputs[0].type.dtype,
         a_bytes=node.inputs[0].type.bytes,
         b_bytes=node.inputs[1].type.bytes,
-        splits=MATRIX in engine.kinds or _splits(node),
+        splits=MATRIX in engine.kinds or splits_contraction(node),
     )
     return kernel_op_cost(
         hardware,
@@ -205,23 +206,6 @@ def _gemm(hardware: Hardware, node: Node) -> OpCost:
         bytes_read=node.bytes_read,
         bytes_written=node.bytes_written,
     )
-
-
-def _splits(node: Node) -> bool:
-    """Whether the product's kernel may split its contraction.
-
-    On a vector engine every product may, but a convolution's only where it contracts batch and space:
-    its weights' gradient, whose result is small (cuDNN's fp32 forward kernels, NeuSight's conv2d table).
-    """
-    equation = node.equation
-    windows = [
-        dim
-        for dims in (*equation.inputs, *equation.outputs)
-        for dim in dims
-        if isinstance(dim, Window)
-    ]
-    contracted = equation.contracted
-    return not windows or any(window.output in contracted for window in windows)
 
 
 def _attention(hardware: Hardware, node: Node) -> OpCost:

@@ -18,6 +18,7 @@ UNITS: dict[str, dict[str, Fraction]] = {
     "bytes/s": {f"{u}/s": f for u, f in (_BYTES | _BITS).items()},
     "FLOP/s": {f"{p}{u}": f for p, f in _DECIMAL.items() for u in ("FLOPS", "FLOP/s", "OPS")},
     "seconds": {u: Fraction(1, 1000**i) for i, u in enumerate(("s", "ms", "us", "ns", "ps"))},
+    "Hz": {f"{p}Hz": _DECIMAL[p] for p in ("", "k", "M", "G")},
     "watts": {"W": Fraction(1), "kW": Fraction(1000), "mW": Fraction(1, 1000)},
     "J/byte": {
         "pJ/bit": Fraction(8, 10**12),
@@ -71,5 +72,5 @@ def parse_quantity(text: object, dimension: str, where: str) -> float:
 
 def _example(dimension: str) -> str:
     examples = {"bytes": "GB", "bytes/s": "TB/s", "FLOP/s": "TFLOPS", "seconds": "us"}
-    examples |= {"watts": "W", "J/byte": "pJ/bit"}
+    examples |= {"watts": "W", "J/byte": "pJ/bit", "Hz": "MHz"}
     return repr(examples.get(dimension, "%"))

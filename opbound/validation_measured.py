@@ -133,33 +133,3 @@ def collectives(folder: Path) -> Iterator[Comparison]:
                 predicted.append(cost.time_s)
                 measured.append(column(part, "latency") * 1e-3)
             yield Comparison(f"{op} {device}", np.concatenate(predicted), np.concatenate(measured))
-
-
-def convolution(folder: Path) -> Iterator[Comparison]:
-    """Convolutions in fp32."""
-    table = read_rows(folder / "conv/NVIDIA_A100_80GB_PCIe.csv.gz")
-    batch, c_in, c_out, tap, size, stride, pad = (
-        column(table, name)
-        for name in (
-            "B",
-            "Input_Channel",
-            "Output_Channel",
-            "Kernel_Szie",
-            "Input_Size",
-            "Stride",
-            "Padding",
-        )
-    )
-    out = np.floor((size + 2 * pad - tap) / stride) + 1
-    cost = gemm_cost(
-        load_hardware("a100-pcie-80gb"),
-        DType.FLOAT32,
-        batch * out * out,
-        c_out,
-        c_in * tap * tap,
-        a_bytes=4 * batch * c_in * size * size,
-        b_bytes=4 * c_out * c_in * tap * tap,
-        splits=False,
-    )
-    result = Comparison("conv2d fp32 a100-pcie-80gb", cost.time_s, column(table, "Latency") * 1e-3)
-    yield result
