@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from graph_ir.graph import Graph, Node, Value
 from graph_ir.logical_axes import Axis, AxisRule, LogicalAxes
 from partitioner.mesh import MeshAxis
+from partitioner.partial_terms import PartialTerms
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Plan:
     batch: frozenset[Axis] = frozenset()
     """Axes of independent samples or tokens: statistics are taken over each device's part of them, and
     lookups and sorts of the data itself are each device's own."""
+    parts: frozenset[Node] = frozenset()
+    """What an operator was taken apart into so that it can be split along `axes`: split along them only."""
     chosen: Mapping[Node, Axis | AxisRule | None] | None = None
     """Where a search has chosen for each node: the axis that it runs split along, None for whole. A rule
     says it of a node that an axis alone does not tell it of: a sort of each device's own tokens."""
@@ -51,6 +54,7 @@ class Placement:
 
 
 WHOLE = Placement()
+TERM = Placement(partial="sum")
 
 
 def split_size(size: int, axis: Axis, parts: int) -> int:
@@ -73,14 +77,16 @@ class Placements:
         self.plan = plan
         self.rules = {node: self._choose(node) for node in graph.nodes}
         """The rule each node runs by; None: it runs whole on every device."""
+        if plan.chosen is None:
+            self._compute_whole_what_needs_no_data()
         self.handed_on = {v for c in graph.carries.values() for v in (c.initial, c.result)}
         """What a repeated block receives and leaves."""
         # A scalar that only leaves the graph is a loss to log: data-parallel training leaves it local.
         self.read = {*graph.users, *self.handed_on}
         """Values that matter to anyone."""
         self.read |= {v for v in graph.outputs if v.type.elements > 1}
-        self.deferred = self._deferred()
-        """Partial values whose reduction can wait, because all their readers are linear in them."""
+        self.terms = PartialTerms(graph, self.rules, self._is_whole, bool(plan.batch))
+        """The partial terms, and which of them wait for their reduction."""
 
     def natural(self, value: Value) -> Placement:
         """Where a value is split when nothing else is asked of it."""
@@ -97,6 +103,17 @@ class Placements:
                         return Placement(axis)
         return WHOLE
 
+    def of_carried(self, argument: Value) -> Placement:
+        """Where a repeated block gets a value that it hands on."""
+        return TERM if self.terms.waits(argument) else self.natural(argument)
+
+    def _is_whole(self, value: Value) -> bool:
+        """Whether nobody has to gather the value."""
+        producer = self.graph.producers.get(value)
+        if producer is not None and not self.plan.batch and self.rules[producer] is None:
+            return True
+        return self.natural(value) == WHOLE
+
     def _choose(self, node: Node) -> AxisRule | None:
         if self.plan.chosen is not None:
             chosen = self.plan.chosen.get(node)
@@ -109,7 +126,7 @@ class Placements:
             if local is not None:
                 return local
         own = dict.fromkeys(a for axes in self.axes.of_node(node).values() for a in axes)
-        choices = (self.plan.axes, *self.plan.elsewhere)
+        choices = (self.plan.axes, *(() if node in self.plan.parts else self.plan.elsewhere))
         if not any(v.type.dtype.is_float for v in node.outputs):
             # Bookkeeping of a dispatch is each device's own: there the batch goes before the experts.
             # Token numbers and labels are small, and cut where they are needed.
@@ -119,9 +136,7 @@ class Placements:
             for axis in own:
                 if axis in candidates:
                     rule = self.axes.rule(node, axis, batch=axis in self.plan.batch)
-                    if rule is not None and (
-                        axis in self.plan.axes or self._keeps_parameters_whole(node, rule)
-                    ):
+                    if rule is not None and (axis in self.plan.axes or self._pays(node, rule)):
                         return rule
         if self.plan.queries and node.definition.kind == "attention":
             return self._queries(node)
@@ -133,65 +148,50 @@ class Placements:
                 return self.axes.query_rule(node, axis)
         return None
 
-    def _keeps_parameters_whole(self, node: Node, rule: AxisRule) -> bool:
-        stored = ("parameter", "buffer", "state")
-        return not any(
-            s and v.kind in stored for s, v in zip(rule.inputs, node.inputs, strict=True)
-        )
+    def _pays(self, node: Node, rule: AxisRule) -> bool:
+        """Whether a node had better be split where it need not be.
 
-    def _deferred(self) -> set[Value]:
-        partial: set[Value] = set()
-        sources: set[Value] = set()
-        for node in self.graph.nodes:
-            rule = self.rules[node]
-            # The gradients of keys and values are reduced as they come out of attention: a ring does both.
-            if rule is not None and rule.partial and node.definition.kind != "attention":
-                sources.update(
-                    v for v, axis in zip(node.outputs, rule.outputs, strict=True) if axis is None
-                )
-                partial.update(sources.intersection(node.outputs))
-            if self.passes(node, partial):
-                partial.update(node.outputs)
-        fixed = self.handed_on | set(self.graph.outputs)
-        users = self.graph.users
-        deferred = {v for v in partial if v not in fixed and v in users}
-        while True:
-            kept = {
-                v
-                for v in deferred
-                if all(self.passes(n, deferred) and self._same_block(v, n) for n in users[v])
-                and (v in sources or self.passes(self.graph.producers[v], deferred))
-            }
-            if kept == deferred:
-                return kept
-            deferred = kept
-
-    def _same_block(self, value: Value, reader: Node) -> bool:
-        producer = self.graph.producers[value]
-        return self.graph.block_of.get(producer) is self.graph.block_of.get(reader)
-
-    def passes(self, node: Node, partial: set[Value]) -> bool:
-        """Whether the node's results are partial terms if these values are, and it pays to wait.
-
-        It does not pay to send more than what came in, except for a weight's gradient, which is
-        exchanged as a whole, nor to repeat a product on every term, nor to reduce on several paths.
+        What is stored stays whole; and rows that are written to many places are no sum worth sending: their
+        source is sent.
         """
-        linear = node.definition.linear_of(node)
-        terms = [v for v in node.inputs if v in partial]
-        rest = [v for v in node.inputs if v not in partial]
-        if linear is None or not terms or node.definition.kind == "contraction":
+        split = [v for v, axis in zip(node.inputs, rule.inputs, strict=True) if axis]
+        if any(v.kind in ("parameter", "buffer", "state") for v in split):
             return False
-        if linear == "jointly":
-            joined = not rest
-        else:
-            alone = len(terms) == 1 and all(self.natural(v) == WHOLE for v in rest)
-            once = alone and len(self.graph.users[terms[0]]) == 1
-            joined = once and (linear == "each" or terms[0] is node.inputs[0])
-        # Frameworks reduce activations' gradients before they use them in products.
-        if not joined or (linear == "each" and node.during != "forward"):
-            return False
-        made = sum(v.type.elements for v in node.outputs)
-        return bool(self.plan.batch) or made <= max(v.type.elements for v in node.inputs)
+        if self.plan.batch or node.definition.kind == "contraction":
+            return True
+        terms = [v for v, axis in zip(node.outputs, rule.outputs, strict=True) if axis is None]
+        return sum(v.type.elements for v in terms) <= sum(v.type.elements for v in split)
+
+    def _compute_whole_what_needs_no_data(self) -> None:
+        """Positions, angles, masks: every device computes them whole, where anyone needs them so.
+
+        To compute a part of them and then gather the parts would send what no device has to be told.
+        """
+        free = {
+            v
+            for v in self.graph.inputs
+            if v.kind in ("buffer", "constant", "input")
+            and not (v.kind == "input" and v.type.dtype.is_float)
+            and self.natural(v) == WHOLE
+        }
+        computing: list[Node] = []
+        for node in self.graph.nodes:
+            if node.phase == "forward" and free.issuperset(node.inputs):
+                free.update(node.outputs)
+                computing.append(node)
+        for node in reversed(computing):
+            if self.rules[node] is not None and any(map(self._is_wanted_whole, node.outputs)):
+                self.rules[node] = None
+
+    def _is_wanted_whole(self, value: Value) -> bool:
+        for reader in self.graph.users.get(value, ()):
+            rule = self.rules[reader]
+            if rule is None or any(
+                v is value and axis is None
+                for v, axis in zip(reader.inputs, rule.inputs, strict=True)
+            ):
+                return True
+        return False
 
     def target(self, value: Value) -> Placement:
         """What a partial value is reduced to: whole if all its readers want it whole."""

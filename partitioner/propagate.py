@@ -20,7 +20,8 @@ from graph_ir.graph import Block, Carry, Graph, Node, Value
 from graph_ir.localize import local_equation
 from graph_ir.logical_axes import Axis, AxisRule, LogicalAxes
 from graph_ir.sharding import ByRank, Shard
-from partitioner.placements import WHOLE, Placement, Placements, Plan, split_size
+from partitioner.placements import TERM, WHOLE, Placement, Placements, Plan, split_size
+from partitioner.sums import partial_first
 
 
 def local_attrs(node: Node, rule: AxisRule, plan: Plan) -> dict[str, Any]:
@@ -66,12 +67,13 @@ def _zigzag(
 
 
 class _Split:
-    def __init__(self, graph: Graph, axes: LogicalAxes, plan: Plan) -> None:
-        self.graph = graph
-        self.axes = axes
-        self.plan = plan
+    def __init__(self, choices: Placements) -> None:
+        self.graph = choices.graph
+        self.axes = choices.axes
+        self.plan = plan = choices.plan
         self.parts = plan.mesh_axis.size
-        self.choices = Placements(graph, axes, plan)
+        self.choices = choices
+        self.terms = choices.terms
         self.nodes: list[Node] = []
         self.produced: dict[Value, Placement] = {}
         self.local: dict[tuple[Value, Placement], Value] = {}
@@ -228,8 +230,8 @@ class _Split:
             block = starts.get(index)
             if block is not None:
                 for carry in block.carries:
-                    self.produced[carry.argument] = self.choices.natural(carry.argument)
-                    wanted = self.choices.natural(carry.argument)
+                    wanted = self.choices.of_carried(carry.argument)
+                    self.produced[carry.argument] = wanted
                     before = replace(node, count=1, instances=(), instance_modules=())
                     initials[carry] = self._outside(carry.initial, wanted, before)
                 bounds[block] = len(self.nodes)
@@ -256,30 +258,35 @@ class _Split:
     def _outside(self, value: Value, wanted: Placement, near: Node) -> Value:
         """A carried value before its block, as the block wants it."""
         has = self.produced.get(value) or self.choices.natural(value)
-        if has == wanted:
-            return self._type(value, has)
+        # What is handed on as a term begins as one, or as zeros.
+        if has == wanted or wanted.partial:
+            return self._type(value, wanted)
         return self._convert(value, has, wanted, near, near.phase)
 
     def _close(self, block: Block, bounds: dict[Block, int], initials: dict[Carry, Value]) -> Block:
         last = self.graph.nodes[block.stop - 1]
         carries = []
         for carry in block.carries:
-            wanted = self.choices.natural(carry.argument)
+            wanted = self.choices.of_carried(carry.argument)
             result = self.read(carry.result, wanted, last)
             carries.append(Carry(self._type(carry.argument, wanted), initials[carry], result))
         collected = frozenset(
             self._type(v, self.produced.get(v) or self.choices.natural(v)) for v in block.collected
         )
-        return Block(bounds[block], len(self.nodes), block.count, tuple(carries), collected)
+        stop = len(self.nodes)
+        after = replace(last, count=1, instances=(), instance_modules=())
+        for carry in block.carries:
+            summed = self.terms.waits(carry.argument) and not self.terms.waits_after(carry)
+            if summed and carry.result in self.choices.read:
+                self._reduce(carry.result, TERM, after)
+        return Block(bounds[block], stop, block.count, tuple(carries), collected)
 
     def _node(self, node: Node) -> None:
-        if self.choices.passes(node, self.choices.deferred):
-            term = Placement(partial="sum")
-            self._emit(
-                node, None, [term if v in self.choices.deferred else WHOLE for v in node.inputs]
-            )
+        if self.terms.passes(node):
+            wanted = [TERM if self.terms.waits(v, node) else WHOLE for v in node.inputs]
+            self._emit(node, None, wanted)
             for value in node.outputs:
-                self._finish(value, Placement(partial="sum"), node)
+                self._finish(value, TERM, node)
             return
         rule = self.choices.rules[node]
         if rule is None:
@@ -297,11 +304,12 @@ class _Split:
     def _finish(self, value: Value, placement: Placement, node: Node) -> None:
         """Reduces a partial value at once, unless all its readers can wait."""
         self.produced[value] = placement
-        if value in self.choices.deferred or value not in self.choices.read:
-            return
+        if not self.terms.waits(value) and value in self.choices.read:
+            self._reduce(value, placement, node)
+
+    def _reduce(self, value: Value, term: Placement, near: Node) -> None:
         wanted = self.choices.target(value)
-        during = node.during
-        result = self._convert(value, placement, wanted, node, during)
+        result = self._convert(value, term, wanted, near, near.during)
         self.produced[value] = wanted
         self.local[value, wanted] = result
 
@@ -333,4 +341,10 @@ def split_graph(graph: Graph, axes: LogicalAxes, plan: Plan) -> Graph:
     """
     if plan.mesh_axis.size == 1:
         return graph
-    return _Split(graph, axes, plan).run()
+    choices = Placements(graph, axes, plan)
+    ordered = graph if plan.chosen is not None else partial_first(graph, choices.terms.possible)
+    if ordered is not graph:
+        for node in set(ordered.nodes).difference(graph.nodes):
+            axes.add(node)
+        choices = Placements(ordered, axes, plan)
+    return _Split(choices).run()

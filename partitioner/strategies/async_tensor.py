@@ -16,9 +16,10 @@ from graph_ir.graph import Graph, Node, Value
 from graph_ir.localize import local_equation
 from graph_ir.sharding import ByRank
 from partitioner.mesh import MeshAxis
+from partitioner.renumber import renumbered
 from partitioner.strategies import Pass
 from partitioner.strategies.buckets import axis_of
-from partitioner.strategies.rings import Emitter, renumbered
+from partitioner.strategies.rings import Emitter
 from partitioner.strategy import Strategy
 
 

@@ -50,7 +50,7 @@ class Candidate:
     example: str = ""
 
 
-def _weights(graph: Graph) -> set[Value]:
+def weights_of(graph: Graph) -> set[Value]:
     """Parameters, and what is computed from them alone: views, casts, dequantised weights."""
     found = {v for v in graph.inputs if v.kind in ("parameter", "buffer")}
     for node in graph.nodes:
@@ -67,7 +67,7 @@ def inner_axes(graph: Graph, axes: LogicalAxes) -> list[Candidate]:
         for axis in dict.fromkeys(a for found in axes.of_node(node).values() for a in found):
             occurs[axis].append(node)
     in_weights = dict.fromkeys(a for v in graph.parameters for a in axes.all_of(v))
-    data, weights = _indices_from_data(graph), _weights(graph)
+    data, weights = _indices_from_data(graph), weights_of(graph)
     tables = [n.inputs[0] for n in forward if n.op == "gather" and n.inputs[0] in weights]
     table_bytes = MIN_TABLE_SHARE * max((v.type.bytes for v in tables), default=0)
     found = []
@@ -189,10 +189,11 @@ def _heaviest_independent(
     return chosen
 
 
-def _require_coverage(
-    candidates: list[Candidate], chosen: list[Candidate], mesh_axis: MeshAxis
+def require_coverage(
+    candidates: list[Candidate], chosen: list[Candidate], mesh_axis: MeshAxis, rows: int = 1
 ) -> None:
     """Raises if a column/row pair exists that no chosen axis covers because its size does not divide."""
+    grid = f"{rows}x" if rows > 1 else ""
     covered = set().union(*(c.nodes for c in chosen)) if chosen else set()
     pairs = [c for c in candidates if c.makes and c.contracts and c.flops]
     missed = [c for c in pairs if c.axis.size % mesh_axis.size and not c.nodes & covered]
@@ -205,20 +206,21 @@ def _require_coverage(
         if all(any(d.axis.size % n == 0 for d in pairs if d.nodes & c.nodes) for c in pairs)
     ]
     raise MeshError(
-        f"tp={mesh_axis.size} does not divide the {worst.axis.size} parts of the inner axis made by "
-        f"{worst.example}; the nearest that works is tp={works[0]}"
+        f"tp={grid}{mesh_axis.size} does not divide the {worst.axis.size} parts of the inner axis made "
+        f"by {worst.example}; the nearest that works is tp={grid}{works[0]}"
     )
 
 
 def apply(graph: Graph, strategy: Strategy) -> Graph:
     """Splits the inner axes over the mesh axis `tp`; the token axes elsewhere if asked for."""
     mesh_axis = strategy.mesh.axis("tp")
-    if mesh_axis.size == 1:
+    # A group with rows is split in two dims, by passes of their own.
+    if mesh_axis.size == 1 or strategy.mesh.axis("tp_rows").size > 1:
         return graph
     axes = LogicalAxes(graph)
     candidates = inner_axes(graph, axes)
     chosen = choose(candidates, mesh_axis.size)
-    _require_coverage(candidates, chosen, mesh_axis)
+    require_coverage(candidates, chosen, mesh_axis)
     if not chosen:
         raise MeshError(
             f"tp={mesh_axis.size}: no axis of {graph.name or 'this graph'} can be split; sizes of its "
@@ -252,7 +254,9 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
         raise MeshError(
             f"--sequence-parallel: tp={mesh_axis.size} does not divide the sequence of {uneven[0].size}"
         )
-    return split_graph(whole, axes, Plan(mesh_axis, frozenset(split), (elsewhere,)))
+    names = {n.name for n in graph.nodes}
+    parts = frozenset(n for n in whole.nodes if n.name not in names)
+    return split_graph(whole, axes, Plan(mesh_axis, frozenset(split), (elsewhere,), parts=parts))
 
 
 PASS = Pass("tensor", 10, apply)
