@@ -187,6 +187,10 @@ class LogicalAxes:
     def _resolve(self, atoms: Iterable[_Atom]) -> tuple[Axis, ...]:
         return tuple(self._axis(leaf) for atom in atoms for leaf in atom.leaves())
 
+    def add(self, node: Node) -> None:
+        """Learns the axes of a node that is made of values whose axes are known, and unites none."""
+        self._visit(node)
+
     def of_value(self, value: Value) -> tuple[tuple[Axis, ...], ...]:
         """The axes of each dim of a value, major first; none for a dim of size 1."""
         found = self._value_axes.get(value)
