@@ -1,24 +1,27 @@
 """Time of collectives from latency and bandwidth, over the hierarchy of links that a group spans.
 
 A group of `size` ranks r, r + stride, r + 2 stride, ... lies on as many levels of links as it
-needs: the innermost link joins the ranks of one node, the next one the nodes. On every level the
-fastest algorithm and protocol for the message is taken, as NCCL's tuner does; the levels work as a
-pipeline, so their latencies add and the slowest wire decides.
+needs (`costing.fabric`): the innermost link joins the ranks of one node, the next one the nodes. On
+every level the fastest algorithm and protocol for the message is taken, as NCCL's tuner does; the
+levels work as a pipeline, so their latencies add and the slowest wire decides.
 
-Source: alpha-beta costs of ring and tree (Thakur, Rabenseifner, Gropp 2005); in-switch reduction
-sends every byte up and down once, plus the rank's own share.
+Source: alpha-beta costs of ring and tree (Thakur, Rabenseifner, Gropp 2005). A switch that reduces takes
+every byte once and gives it back once (FRED, arXiv 2406.19580); NVLink SHARP gives the sums of a part to
+one rank, which sends them to all, so that the rank's own part passes once more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from math import ceil, log2
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from costing.fabric import Span, spans
 from costing.hardware import Hardware, Link, Protocol
+from costing.op_cost import network_bound
 from graph_ir.errors import HardwareError
 
 Array = NDArray[np.float64]
@@ -38,46 +41,24 @@ class CollectiveCost:
     """Seconds that each link needs, 'network:LINK'; a long message is bound by the largest."""
     latency_s: Array
     """The part of `time_s` that does not depend on the message."""
+    link_bytes: dict[str, Array]
+    """What a rank sends over each link, by the link's name."""
+    nominal_s: dict[str, Array]
+    """Seconds that each link would need at its nominal bandwidth, by `terms`' names."""
 
 
 @dataclass(frozen=True)
-class Span:
-    """A level of the group: how many peers it joins by one link."""
+class _Flow:
+    """The fastest way over one level, per message size."""
 
-    link: Link
-    peers: int
-
-
-def spans(hardware: Hardware, size: int, stride: int = 1) -> list[Span]:
-    """The links that a group crosses, innermost first; empty for a group of one.
-
-    Raises:
-        HardwareError: if the hardware has no link, or not enough devices on it.
-    """
-    if size <= 1:
-        return []
-    if not hardware.links:
-        raise HardwareError(
-            f"{hardware.name} has no links, so it cannot work in a group of {size} devices; "
-            "add a link to its file or choose a cluster"
-        )
-    levels: list[Span] = []
-    left, step = size, stride
-    for link in hardware.links:
-        peers = left if link.devices is None else min(left, max(link.devices // step, 1))
-        if peers > 1:
-            levels.append(Span(link, peers))
-            left = ceil(left / peers)
-        if link.devices is not None:
-            # Seen from the next link, one domain of this one is a single member.
-            step = max(step, link.devices)
-        if left == 1:
-            return levels
-    outer = hardware.links[-1]
-    raise HardwareError(
-        f"{hardware.name}: a group of {size} devices with stride {stride} does not fit: "
-        f"{outer.name} joins only {outer.devices} devices"
-    )
+    start_s: Array
+    steps_s: Array
+    moved: Array
+    """Bytes that a rank sends."""
+    efficiency: Array
+    """Fraction of the link's bandwidth that the protocol reaches."""
+    reduced: Array
+    """Whether a switch reduces: then what goes on to the next level is the switch's."""
 
 
 def collective_cost(
@@ -102,72 +83,119 @@ def collective_cost(
     levels = spans(hardware, size, stride)
     zero = np.zeros_like(message)
     if not levels:
-        return CollectiveCost(zero, {}, zero)
+        return CollectiveCost(zero, {}, zero, {}, {})
     if op in ("send", "recv"):
         # A neighbour in the group: only the link that reaches it is used.
-        levels = [Span(levels[-1].link if stride > 1 or size == 2 else levels[0].link, 2)]
+        reached = levels[-1] if stride > 1 or size == 2 else levels[0]
+        levels = [replace(reached, peers=2)]
     if op == "collective_permute":
         # Everyone sends to the next at the same time: the slowest of these links decides.
-        levels = [Span(levels[-1].link, 2)]
-    latency, wire, base = zero, zero, zero
-    terms: dict[str, Array] = {}
-    part = message
+        levels = [replace(levels[-1], peers=2)]
+    latency, base = zero, zero
+    found = CollectiveCost(zero, {}, zero, {}, {})
+    flows: list[tuple[Span, _Flow]] = []
+    inner_peers = 1
     for span in levels:
-        start, steps, flow = _fastest(op, span, part)
-        base = np.maximum(base, start)
-        latency = latency + steps
-        wire = np.maximum(wire, flow)
-        name = f"network:{span.link.name}"
-        terms[name] = np.maximum(terms.get(name, zero), flow)
-        part = part / span.peers
+        flow = _fastest(op, span, message, inner_peers, size)
+        base = np.maximum(base, flow.start_s)
+        latency = latency + flow.steps_s
+        _add(found, span.link, flow.moved, flow.efficiency, span.bytes_per_s(op))
+        _add_below(found, hardware, flows, span, flow)
+        flows.append((span, flow))
+        inner_peers *= span.peers
+    wire = np.maximum.reduce(list(found.terms.values()))
     local = levels[0].link.local_bytes_per_s
     copy = message / local if local is not None else zero
-    inner = f"network:{levels[0].link.name}"
-    terms[inner] = terms[inner] + copy
-    return CollectiveCost(base + latency + copy + wire, terms, base + latency)
+    inner = network_bound(levels[0].link.name)
+    found.terms[inner] = found.terms[inner] + copy
+    return replace(found, time_s=base + latency + copy + wire, latency_s=base + latency)
 
 
-def _fastest(op: str, span: Span, message: Array) -> tuple[Array, Array, Array]:
-    """(start, steps, wire) seconds of the fastest algorithm and protocol, per message size."""
+def _add(cost: CollectiveCost, link: Link, moved: Array, efficiency: Array, rate: float) -> None:
+    name = network_bound(link.name)
+    for sums, key, seconds in (
+        (cost.terms, name, moved / (rate * efficiency)),
+        (cost.nominal_s, name, moved / rate),
+        (cost.link_bytes, link.name, moved),
+    ):
+        sums[key] = sums[key] + seconds if key in sums else seconds
+
+
+def _add_below(
+    cost: CollectiveCost,
+    hardware: Hardware,
+    flows: list[tuple[Span, _Flow]],
+    span: Span,
+    flow: _Flow,
+) -> None:
+    """What crosses an uplink passes the devices' ports to the links below it too."""
+    spanned = {below.link.name: at for below, at in flows}
+    moved, link = flow.moved, span.link
+    for below in reversed(hardware.links[: hardware.links.index(link)]):
+        if not link.uplink:
+            return
+        at = spanned.get(below.name)
+        if at is not None:
+            moved = np.where(at.reduced, 0.0, moved)
+        best = np.full_like(moved, max(p.efficiency for p in below.protocols))
+        _add(cost, below, moved, best if at is None else at.efficiency, below.device_bytes_per_s)
+        link = below
+
+
+def _fastest(op: str, span: Span, message: Array, inner: int, size: int) -> _Flow:
+    """The fastest algorithm and protocol over one level, per message size."""
     best: Array | None = None
-    for steps, share, protocol in _ways(op, span):
-        rate = span.link.bandwidth_bytes_per_s * protocol.efficiency
-        start = np.full_like(message, protocol.base_latency_s)
-        hops = np.full_like(message, steps * protocol.step_latency_s)
-        flow = share * message / rate
-        total = start + hops + flow
+    rate = span.bytes_per_s(op)
+    for algorithm, steps, share, protocol in _ways(op, span, inner, size):
+        moved = share * message
+        new = _Flow(
+            np.full_like(message, protocol.base_latency_s),
+            np.full_like(message, steps * protocol.step_latency_s),
+            moved,
+            np.full_like(message, protocol.efficiency),
+            np.full(message.shape, algorithm == "in_network"),
+        )
+        total = new.start_s + new.steps_s + moved / (rate * protocol.efficiency)
         if best is None:
-            best, kept = total, (start, hops, flow)
+            best, kept = total, new
             continue
         better = total < best
         best = np.where(better, total, best)
-        kept = tuple(  # type: ignore[assignment]
-            np.where(better, new, old) for new, old in zip((start, hops, flow), kept, strict=True)
-        )
+        pairs = ((getattr(new, f.name), getattr(kept, f.name)) for f in fields(_Flow))
+        kept = _Flow(*(np.where(better, one, other) for one, other in pairs))
     if best is None:
         raise HardwareError(f"link {span.link.name!r} has no protocol for any of its algorithms")
     return kept
 
 
-def _ways(op: str, span: Span) -> Iterator[tuple[float, float, Protocol]]:
-    """(steps, share of the message that crosses a device's link one way, protocol)."""
+def _ways(
+    op: str, span: Span, inner: int, size: int
+) -> Iterator[tuple[str, float, float, Protocol]]:
+    """(algorithm, steps, share of the message that a rank sends over this level, protocol).
+
+    Below this level, `inner` ranks of the group's `size` have shared the message out, and each brings its
+    part here. Only what all exchange with all stays whole: a rank has another part for each of the others.
+    """
     n = span.peers
-    share = (n - 1) / n
+    share = (n - 1) / n / inner
     for algorithm in span.link.algorithms:
         if op == "all_reduce":
             ways = {
                 "ring": (2.0 * (n - 1), 2 * share),
-                "tree": (2.0 * ceil(log2(n)), 2.0),
-                "in_network": (2.0, 1 + 1 / n),
+                "tree": (2.0 * ceil(log2(n)), 2.0 / inner),
+                "in_network": (2.0, 1.0 / inner),
+                "nvls": (2.0, (1 + 1 / n) / inner),
             }
         elif op == "all_to_all":
             # All pairs at once: one step on the wire, but a message to set up per peer.
+            peers = (n - 1) * inner
             pairwise = "pairwise" in span.link.algorithms
-            ways = {"pairwise": (n - 1.0, share)} if pairwise else {"ring": (1.0, share)}
+            way = ("pairwise", 1.0 * peers) if pairwise else ("ring", 1.0)
+            ways = {way[0]: (way[1], peers / size)}
         elif op in ("collective_permute", "send", "recv"):
             ways = {"ring": (1.0, 1.0)}
         elif op == "broadcast":
-            ways = {"ring": (n - 1.0, 1.0), "tree": (1.0 * ceil(log2(n)), 1.0)}
+            ways = {"ring": (n - 1.0, 1.0 / inner), "tree": (1.0 * ceil(log2(n)), 1.0 / inner)}
         else:
             ways = {"ring": (n - 1.0, share)}
         if algorithm not in ways:
@@ -175,4 +203,4 @@ def _ways(op: str, span: Span) -> Iterator[tuple[float, float, Protocol]]:
         steps, moved = ways[algorithm]
         for protocol in span.link.protocols:
             if algorithm in protocol.algorithms:
-                yield steps, moved, protocol
+                yield algorithm, steps, moved, protocol

@@ -54,9 +54,7 @@ def operator_energy(hardware: Hardware, cost: OpCost, dtypes: Sequence[DType]) -
         return None
     joules = (cost.bytes_read + cost.bytes_written) * energy.memory_j_per_byte
     for name, each in energy.links_j_per_byte.items():
-        if f"network:{name}" in cost.terms:
-            # A message crosses the wire of every level that its group spans.
-            joules += cost.bytes_communicated * each
+        joules += cost.link_bytes.get(name, 0.0) * each
     engine = next((e for e in hardware.engines if e.name == cost.engine), None)
     if engine is None or COMPUTE not in cost.terms:
         return joules

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 MATRIX = "matrix"
 VECTOR = "vector"
 
+SWITCH = "switch"
+DIRECT = "direct"
+GRID = "grid"
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -197,15 +201,31 @@ class Link:
     devices: int | None
     """How many devices one domain of it joins; None when there is no such limit."""
     bandwidth_bytes_per_s: float
-    """Per device and direction."""
+    """One way: of a port to the switch, of all wires of a device together, of one wire of a grid."""
     algorithms: tuple[str, ...]
-    """Collective algorithms available on it: 'ring', 'tree', 'in_network', 'pairwise'."""
+    """Collective algorithms available on it: 'ring', 'tree', 'in_network', 'nvls', 'pairwise'."""
     protocols: tuple[Protocol, ...]
     local_bytes_per_s: float | None = None
     """Rate at which a collective's kernel passes the message through the device itself, which does
     not overlap with the wire; None when that is not a limit."""
     processor_share: float = 0.0
     """Share of the device's processors that a collective's kernel occupies while it moves data."""
+    topology: str = SWITCH
+    """'switch': a port for each device; 'direct': a wire to each other device; 'grid': `dims`."""
+    shared_by: int = 1
+    """Devices that share one port."""
+    uplink: bool = False
+    """Whether it joins the switches of the link below, so that what crosses it passes that link too;
+    otherwise devices reach it by ports of their own."""
+    dims: tuple[int, ...] = ()
+    """Sides of a grid, innermost first, in devices or domains of the link below."""
+    wraps: int | None = None
+    """Of a grid: runs of a multiple of this many close to a ring; None: they never do."""
+
+    @property
+    def device_bytes_per_s(self) -> float:
+        """Nominal bandwidth of one device while all of them use the link."""
+        return self.bandwidth_bytes_per_s / self.shared_by
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 
 from costing.energy import Energy
 from costing.hardware import (
+    DIRECT,
+    GRID,
+    SWITCH,
     AttentionKernel,
     Engine,
     Hardware,
@@ -28,7 +32,8 @@ from graph_ir.errors import HardwareError, OpboundError, did_you_mean
 from graph_ir.tensor_type import DType
 
 SPECS = Path(__file__).parent / "hardware_specs"
-ALGORITHMS = ("ring", "tree", "in_network", "pairwise")
+ALGORITHMS = ("ring", "tree", "in_network", "nvls", "pairwise")
+TOPOLOGIES = (SWITCH, DIRECT, GRID)
 KINDS = ("matrix", "vector")
 
 
@@ -163,7 +168,7 @@ def _hardware(top: _Section) -> Hardware:
     name, title = top.text("name"), top.text("title")
     engines = tuple(_engine(s) for s in top.sections("engines"))
     memory = tuple(_memory_level(s) for s in top.sections("memory"))
-    links = tuple(_link(s) for s in top.sections("links", required=False))
+    links = _links(top)
     launch = _launch(top.section("launch"))
     energy = _energy(top, name, links)
     base_clock = _base_clock(top)
@@ -321,8 +326,29 @@ def _memory_level(s: _Section) -> MemoryLevel:
     return level
 
 
-def _link(s: _Section) -> Link:
+def _links(top: _Section) -> tuple[Link, ...]:
+    found: list[Link] = []
+    for s in top.sections("links", required=False):
+        link = _link(s, bool(found))
+        inner = (found[-1].devices if found else 1) or 0
+        if link.dims and link.devices != inner * prod(link.dims):
+            raise HardwareError(
+                f"{s.where('dims')}: a grid of {' x '.join(map(str, link.dims))} does not make "
+                f"{link.devices} devices of domains of {inner}; correct dims or devices"
+            )
+        if link.shared_by > 1 and link.shared_by > inner:
+            raise HardwareError(
+                f"{s.where('shared_by')}: {link.shared_by} devices share a port, but the link below "
+                f"joins {inner}; put a link in front that joins those that share it"
+            )
+        found.append(link)
+    return tuple(found)
+
+
+def _link(s: _Section, above: bool) -> Link:
     devices = s.quantity("devices", "count", 0.0)
+    topology = s.words("topology", TOPOLOGIES)[0] if s.get("topology", False) else SWITCH
+    uplink = s.flag("uplink") if s.get("uplink", False) is not None else False
     link = Link(
         name=s.text("name"),
         kind=s.text("kind"),
@@ -332,11 +358,27 @@ def _link(s: _Section) -> Link:
         protocols=tuple(_protocol(p) for p in s.sections("protocols")),
         local_bytes_per_s=s.quantity("local_bandwidth", "bytes/s", 0.0) or None,
         processor_share=s.quantity("processor_share", "fraction", 0.0),
+        topology=topology,
+        shared_by=int(s.quantity("shared_by", "count", 1.0)),
+        uplink=uplink,
+        dims=_dims(s) if topology == GRID else (),
+        wraps=int(s.quantity("wraps", "count", 0.0)) or None if topology == GRID else None,
     )
     s.done()
     if not link.protocols:
         raise HardwareError(f"{s.where('protocols')}: at least one entry is needed")
+    if topology != SWITCH and link.devices is None:
+        raise HardwareError(f"{s.where()}: a {topology} link needs its number of devices")
+    if uplink and not above:
+        raise HardwareError(f"{s.where('uplink')}: there is no link below whose switches it joins")
     return link
+
+
+def _dims(s: _Section) -> tuple[int, ...]:
+    sides = s.sourced("dims")
+    if not isinstance(sides, list) or not all(isinstance(n, int) and n > 0 for n in sides):
+        raise HardwareError(f"{s.where('dims')}: {sides!r} are not sides of a grid such as [4, 5]")
+    return tuple(sides)
 
 
 def _protocol(s: _Section) -> Protocol:

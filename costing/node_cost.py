@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from costing.attention import AttentionShape, attention_cost
-from costing.collectives import collective_cost, spans
+from costing.collectives import collective_cost
 from costing.convolution import splits_contraction, winograd_node_cost
+from costing.fabric import spans
 from costing.gemm import gemm_cost
 from costing.hardware import MATRIX, VECTOR, Hardware
 from costing.op_cost import LATENCY, UNKNOWN, OpCost, largest, memory_bound
@@ -219,7 +220,7 @@ def _attention(hardware: Hardware, node: Node) -> OpCost:
         hardware,
         dtype,
         AttentionShape(
-            batch=size["b"] * size.get("w", 1),
+            batch=size["b"] * size.get("w", 1) * size.get("p", 1),
             heads=size["g"] * size.get("r", 1),
             kv_heads=size["g"],
             queries=size["s"],
@@ -244,28 +245,24 @@ def _attention(hardware: Hardware, node: Node) -> OpCost:
 
 def _collective(hardware: Hardware, node: Node) -> OpCost:
     size, stride = node.attrs["group_size"], node.attrs.get("group_stride", 1)
-    message = message_bytes(node)
-    cost = collective_cost(hardware, node.op, message, size, stride)
+    cost = collective_cost(hardware, node.op, message_bytes(node), size, stride)
     terms = {name: float(seconds[0]) for name, seconds in cost.terms.items()}
     terms[LATENCY] = float(cost.latency_s[0])
     bound = largest(terms)
     time_s = float(cost.time_s[0])
-    sent = sent_bytes(node)
-    used = terms[LATENCY]
-    for link in hardware.links:
-        if bound == f"network:{link.name}":
-            used = sent / link.bandwidth_bytes_per_s
+    used_s = float(cost.nominal_s[bound][0]) if bound in cost.nominal_s else terms[LATENCY]
     return OpCost(
         flops=node.flops,
         bytes_read=node.bytes_read,
         bytes_written=node.bytes_written,
-        bytes_communicated=sent,
+        bytes_communicated=sent_bytes(node),
         time_s=time_s,
         bound=bound,
         engine="network",
-        utilization=min(used / time_s, 1.0) if time_s > 0 else 0.0,
+        utilization=min(used_s / time_s, 1.0) if time_s > 0 else 0.0,
         terms=terms,
         processors_taken=max(
             (span.link.processor_share for span in spans(hardware, size, stride)), default=0.0
         ),
+        link_bytes={name: float(moved[0]) for name, moved in cost.link_bytes.items()},
     )

@@ -41,6 +41,8 @@ class OpCost:
     """Seconds that each resource needs at its sustained rate, by bound."""
     processors_taken: float = 0.0
     """Of a collective: the share of the processors that its own kernel keeps from those beside it."""
+    link_bytes: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    """Of a collective: what a rank sends over each link, by its name, by the algorithm that is taken."""
 
     @property
     def arithmetic_intensity(self) -> float:
@@ -50,9 +52,7 @@ class OpCost:
 
     def __add__(self, other: OpCost) -> OpCost:
         """Both, one after the other. The bound is that of the summed terms."""
-        terms = dict(self.terms)
-        for name, seconds in other.terms.items():
-            terms[name] = terms.get(name, 0.0) + seconds
+        terms = _sums(self.terms, other.terms)
         time_s = self.time_s + other.time_s
         used = self.utilization * self.time_s + other.utilization * other.time_s
         return OpCost(
@@ -65,6 +65,7 @@ class OpCost:
             engine=self.engine if other.engine in (self.engine, "none") else other.engine,
             utilization=used / time_s if time_s else 0.0,
             terms=terms,
+            link_bytes=_sums(self.link_bytes, other.link_bytes),
         )
 
     def __mul__(self, times: int) -> OpCost:
@@ -77,9 +78,14 @@ class OpCost:
             bytes_communicated=self.bytes_communicated * times,
             time_s=self.time_s * times,
             terms={name: seconds * times for name, seconds in self.terms.items()},
+            link_bytes={name: moved * times for name, moved in self.link_bytes.items()},
         )
 
     __rmul__ = __mul__
+
+
+def _sums(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return dict(one) | {name: one.get(name, 0.0) + part for name, part in other.items()}
 
 
 def largest(terms: Mapping[str, float]) -> str:

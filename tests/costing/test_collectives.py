@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costing.collectives import OPS, collective_cost, spans
+from costing.collectives import OPS, collective_cost
+from costing.fabric import spans
 from costing.hardware import Hardware, Launch, Link, Protocol
 from costing.hardware_file import list_hardware, load_hardware
 from graph_ir.errors import HardwareError

@@ -170,7 +170,7 @@ def test_terms_add_up_and_wider_types_take_more():
     device = load_hardware("a100-sxm-80gb")
     moved = OpCost(bytes_read=3 * 10**9, bytes_written=10**9, engine="cuda_core")
     assert operator_energy(device, moved, [DType.FLOAT32]) == pytest.approx(4e9 * 8 * 3.92e-12)
-    sent = OpCost(bytes_communicated=10**9, engine="network", terms={"network:nvlink": 1.0})
+    sent = OpCost(engine="network", link_bytes={"nvlink": 1e9})
     assert operator_energy(device, sent, [DType.FLOAT32]) == pytest.approx(8e9 * 1.3e-12)
     vector = device.engine_for(VECTOR, DType.FLOAT32)
     second = {"compute": 1.0 + device.main_memory.latency_s}
