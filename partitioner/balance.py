@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-_ROUNDS = 50
-"""Halvings of the interval in which the worst stage's cost is sought: 1e-15 of it is left."""
+_PRECISION = 1e-9
+"""How far the worst stage's load may be from the least possible, relative to it."""
 
 _ROUNDING = 1 + 1e-12
 
@@ -34,10 +34,7 @@ class Load:
 
     def worst(self, cuts: Sequence[int], stages: int) -> float:
         """What the stage that bears most bears."""
-        edges = [0, *cuts, len(self.running)]
-        lines = [self.line(stage) for stage in range(stages)]
-        spans = zip(lines, pairwise(edges), strict=True)
-        return max(float(ends[b] - before[a]) for (before, ends), (a, b) in spans)
+        return _worst([self.line(stage) for stage in range(stages)], cuts)
 
     def line(self, stage: int) -> tuple[Array, Array]:
         """For every place: what lies before it, and the same with what a cut there adds."""
@@ -65,19 +62,29 @@ def balanced_cuts(loads: Sequence[Load], stages: int) -> list[int] | None:
     if count < stages:
         return None
     lines = [[load.line(stage) for load in loads] for stage in range(stages)]
+    limits = [load.limit or 0.0 for load in loads[1:]]
     high = max(float(line[0][1].max()) for line in lines)
-    best = _cut(lines, [high, *(load.limit or 0.0 for load in loads[1:])], count)
+    best = _cut(lines, [high, *limits], count)
     if best is None:
         return None
-    low = 0.0
-    for _ in range(_ROUNDS):
+    # No stage can do with less than an even share, nor with less than the largest cell.
+    firsts = [line[0] for line in lines]
+    low = min(max(before[-1] / stages, np.diff(before).max()) for before, _ in firsts)
+    high = _worst(firsts, best)
+    while high - low > _PRECISION * high:
         middle = (low + high) / 2
-        found = _cut(lines, [middle, *(load.limit or 0.0 for load in loads[1:])], count)
+        found = _cut(lines, [middle, *limits], count)
         if found is None:
             low = middle
         else:
-            best, high = found, middle
-    return best
+            best, high = found, _worst(firsts, found)
+    return _cut(lines, [high, *limits], count) or best
+
+
+def _worst(lines: Sequence[tuple[Array, Array]], cuts: Sequence[int]) -> float:
+    """What the stage that bears most bears, each along its own line."""
+    spans = zip(lines, pairwise([0, *cuts, len(lines[0][0]) - 1]), strict=True)
+    return max(float(ends[b] - before[a]) for (before, ends), (a, b) in spans)
 
 
 def _cut(

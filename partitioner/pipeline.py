@@ -18,11 +18,11 @@ from partitioner.mesh import MeshAxis
 from partitioner.mirror import mirrored
 from partitioner.pipeline_plan import PipelinePlan
 from partitioner.shared_weights import spread, weights_with_sums
-from partitioner.stage_graph import Exchange, Held, StageBuilder, Transfer
+from partitioner.stage_graph import StageBuilder
+from partitioner.stage_part import Exchange, Held, StagePart, Wanted
+from partitioner.transfers import Transfer, sources
 
 NodeTime = Callable[[Node], float]
-Wanted = tuple[Value, str]
-"""A value that a stage needs from another one, and the pass in which it needs it."""
 
 
 class Cutter:
@@ -162,34 +162,44 @@ class Cutter:
             {g: h for g in self.cells.groups if (h := _held(g, low, high)).count}
             for low, high in itertools.pairwise(bounds)
         ]
-        exchanges = self._exchanges(held)
-        builders = [
-            StageBuilder(
-                self.cells,
-                own,
-                [(exchange, i in stages) for exchange, stages in exchanges.items()],
-                self._elsewhere(held, i),
-            )
-            for i, own in enumerate(held)
+        parts = self._parts(held)
+        found = sources(parts)
+        received = [
+            [self._transfer(key, found[key, i], i) for key in part.wanted]
+            for i, part in enumerate(parts)
         ]
-        received = self._transfers(builders)
+        sent: list[list[Transfer]] = [[] for _ in parts]
+        for transfer in (t for row in received for t in row):
+            sent[transfer.source].append(transfer)
         known: dict[tuple[object, ...], Stage] = {}
         result = []
-        for i, builder in enumerate(builders):
-            sent = [t for row in received for t in row if t.source == i]
+        for i, part in enumerate(parts):
+            ranks = self._ranks(i)
             key = (
-                tuple(held[i].items()),
+                part,
                 tuple(t.key for t in received[i]),
-                tuple(t.key for t in sent),
-                tuple(builder.exchanges),
-                builder.elsewhere,
-                self._ranks(i) if len(self._ranks(i)) > 1 else None,
+                tuple(t.key for t in sent[i]),
+                ranks if len(ranks) > 1 else None,
             )
             if key not in known:
                 label = f"cells {bounds[i]}-{bounds[i + 1] - 1}"
-                known[key] = Stage(
-                    self._summed_over_copies(builder.build(received[i], sent), i), label
-                )
+                graph = StageBuilder(part, held[i]).build(received[i], sent[i])
+                known[key] = Stage(self._summed_over_copies(graph, i), label)
+            result.append(known[key])
+        return result
+
+    def _parts(self, held: Sequence[dict[Group, Held]]) -> list[StagePart]:
+        """What each stage holds; stages that hold the same share it."""
+        exchanges = self._exchanges(held)
+        known: dict[tuple[object, ...], StagePart] = {}
+        result = []
+        for i, own in enumerate(held):
+            takes_part = [i in stages for stages in exchanges.values()]
+            elsewhere = self._elsewhere(held, i)
+            key = (*own.items(), *takes_part, elsewhere)
+            if key not in known:
+                pairs = zip(exchanges, takes_part, strict=True)
+                known[key] = StagePart(self.cells, own, pairs, elsewhere)
             result.append(known[key])
         return result
 
@@ -251,29 +261,6 @@ class Cutter:
                 if value in found and node.during == "forward":
                     found[value].add(self.cells.group_of[node])
         return found
-
-    def _transfers(self, builders: Sequence[StageBuilder]) -> list[list[Transfer]]:
-        """What each stage receives: every wanted value from the nearest stage upstream that has it.
-
-        A stage that receives a value passes it on to the next one that wants it.
-        """
-        readers: dict[Wanted, list[int]] = {}
-        for stage, builder in enumerate(builders):
-            for key in builder.wanted:
-                readers.setdefault(key, []).append(stage)
-        sources: dict[tuple[Wanted, int], int] = {}
-        for key, stages in readers.items():
-            value, during = key
-            have = [i for i, builder in enumerate(builders) if value in builder.made]
-            for stage in stages if during == "forward" else reversed(stages):
-                upstream = [i for i in have if i != stage and (i < stage) == (during == "forward")]
-                others = upstream or [i for i in have if i != stage]
-                sources[key, stage] = min(others, key=lambda i: abs(i - stage))
-                have.append(stage)
-        return [
-            [self._transfer(key, sources[key, stage], stage) for key in builder.wanted]
-            for stage, builder in enumerate(builders)
-        ]
 
     def _transfer(self, key: Wanted, source: int, target: int) -> Transfer:
         value, during = key
