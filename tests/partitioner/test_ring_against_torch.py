@@ -1,8 +1,8 @@
 """What a ring sends, against PyTorch's own ring attention on a fake process group.
 
 `torch.distributed.tensor.experimental` splits attention itself: its loop over the blocks runs here as it is,
-with its kernels on the meta device, since they exist on GPUs alone. Which messages it sends and how large they
-are is its own code's doing.
+with its kernels on the meta device, since they exist on GPUs alone. Which messages it sends and how large
+they are is its own code's doing.
 """
 
 from __future__ import annotations
