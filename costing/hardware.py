@@ -224,8 +224,9 @@ class Link:
 
     @property
     def device_bytes_per_s(self) -> float:
-        """Nominal bandwidth of one device while all of them use the link."""
-        return self.bandwidth_bytes_per_s / self.shared_by
+        """Nominal bandwidth of all that one device has of the link while all of them use it."""
+        wires = 2 * len(self.dims) if self.dims else 1
+        return self.bandwidth_bytes_per_s * wires / self.shared_by
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def list_devices() -> str:
 
 def _summary(hardware: Hardware) -> list[str]:
     memory = hardware.main_memory
-    links = [f"{link.name} {bytes_text(link.bandwidth_bytes_per_s)}/s" for link in hardware.links]
+    links = [f"{link.name} {bytes_text(link.device_bytes_per_s)}/s" for link in hardware.links]
     return [
         hardware.name,
         hardware.title,

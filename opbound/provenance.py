@@ -110,7 +110,7 @@ def ceilings_of(hardware: Hardware, rows: Sequence[CostedNode]) -> list[Ceiling]
         ceilings[level.name] = Ceiling(name=level.name, kind="memory", per_s=per_s)
     if any(row.bytes_communicated for row in rows):
         for link in hardware.links:
-            per_s = link.bandwidth_bytes_per_s * max(p.efficiency for p in link.protocols)
+            per_s = link.device_bytes_per_s * max(p.efficiency for p in link.protocols)
             ceilings[link.name] = Ceiling(name=link.name, kind="network", per_s=per_s)
     return list(ceilings.values())
 
