@@ -25,10 +25,17 @@ from graph_ir.tensor_type import DType
 
 
 class NodePricer:
-    """Prices nodes on one device, each distinct one once."""
+    """Prices nodes on one device, each distinct one once.
 
-    def __init__(self, hardware: Hardware) -> None:
+    Args:
+        hardware: the device.
+        eager: whether operators run as an eager framework's kernels, of which some have several
+            (`graph_ir.eager_kernels`); otherwise each is one.
+    """
+
+    def __init__(self, hardware: Hardware, eager: bool = True) -> None:
         self.hardware = hardware
+        self.eager = eager
         self._known: dict[Any, OpCost] = {}
 
     def cost(self, node: Node) -> OpCost:
@@ -39,7 +46,7 @@ class NodePricer:
         """
         found = self._known.get(node.signature)
         if found is None:
-            found = self._known[node.signature] = node_cost(self.hardware, node)
+            found = self._known[node.signature] = node_cost(self.hardware, node, self.eager)
         return found
 
     def group_cost(self, nodes: Sequence[Node], inner: frozenset[Value]) -> list[OpCost]:
@@ -98,7 +105,7 @@ class NodePricer:
         )
 
 
-def node_cost(hardware: Hardware, node: Node) -> OpCost:
+def node_cost(hardware: Hardware, node: Node, eager: bool = True) -> OpCost:
     """Prices one application of a node; see `NodePricer` for a graph of them."""
     definition = node.definition
     if definition.kind == "opaque":
@@ -110,6 +117,8 @@ def node_cost(hardware: Hardware, node: Node) -> OpCost:
         return _collective(hardware, node)
     if node.op in ("attention", "attention_backward"):
         return _attention(hardware, node)
+    if eager and definition.eager_kernels is not None:
+        return _one_by_one(hardware, node, definition.eager_kernels(node))
     # A product of a matrix and a vector has no reuse for a matrix engine, but the tiles of its kernel
     # decide how many processors draw from memory, so it is priced as a GEMM of one row too.
     product = node.equation.gemm if definition.kind == "contraction" else None
@@ -133,6 +142,20 @@ def node_cost(hardware: Hardware, node: Node) -> OpCost:
         hardware, _compute_dtype(node), node.flops, node.bytes_read, node.bytes_written
     )
     return min(tiled, plain, key=lambda cost: cost.time_s)
+
+
+def _one_by_one(hardware: Hardware, node: Node, kernels: Sequence[tuple[int, int]]) -> OpCost:
+    """Kernels that stream their operands, one after the other; the last is taken to compute."""
+    dtype = _compute_dtype(node)
+    flops = [0] * (len(kernels) - 1) + [node.flops]
+    costs = [
+        streaming_cost(hardware, dtype, work, read, written)
+        for work, (read, written) in zip(flops, kernels, strict=True)
+    ]
+    total = costs[0]
+    for cost in costs[1:]:
+        total = total + cost
+    return total
 
 
 def _unknown(hardware: Hardware, node: Node) -> OpCost:

@@ -80,6 +80,9 @@ class OpDef:
     """The same for a norm, whose exchange in every layer is worth it only where all widths are split."""
     executed_fraction: Callable[[Node], float] | None = None
     """Share of `flops` that hardware really executes (a causal mask halves attention)."""
+    eager_kernels: Callable[[Node], Sequence[tuple[int, int]]] | None = None
+    """(bytes read, bytes written) of each kernel where an eager framework runs several
+    (`graph_ir.eager_kernels`); None: one that moves its operands and results once."""
     localize: Callable[[Node, str, int, int], Mapping[str, Any]] | None = None
     """(node, name, start, stop) -> attributes that differ on the device that holds `start:stop` of a
     name: a mean's divisor stays that of the whole, a table's first row moves."""

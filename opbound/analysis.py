@@ -89,7 +89,7 @@ class Analysis:
         # The cheap input first: a misspelt device is found before a model is traced.
         self.hardware = hardware or load_hardware(options.hardware)
         self.imports = {} if imports is None else imports
-        self.pricer = NodePricer(self.hardware)
+        self.pricer = NodePricer(self.hardware, options.execution == "eager")
         self.workload = workload_of(options)
         self.model = model
         self.options = options

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graph_ir import eager_kernels
 from graph_ir.equation import Equation, bind
 from graph_ir.evaluate import Array
 from graph_ir.op_def import OpDef, register
@@ -388,6 +389,7 @@ register(
         "pow_backward",
         10,
         lambda node, dy, x: dy * node.attrs["scalar"] * x ** (node.attrs["scalar"] - 1),
+        eager_kernels=eager_kernels.pow_backward,
     ),
     _elementwise("maximum", 1, _binary(np.maximum), gradient=_chosen_gradient),
     _elementwise("minimum", 1, _binary(np.minimum), gradient=_chosen_gradient),
@@ -398,7 +400,9 @@ register(
         lambda node, x: np.clip(x, node.attrs.get("min"), node.attrs.get("max")),
         gradient=_chosen_gradient,
     ),
-    _elementwise("select_backward", 2, _select_backward),
+    _elementwise(
+        "select_backward", 2, _select_backward, eager_kernels=eager_kernels.select_backward
+    ),
     _elementwise(
         "cast",
         0,

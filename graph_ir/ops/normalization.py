@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graph_ir import eager_kernels
 from graph_ir.equation import Dim, Equation
 from graph_ir.evaluate import Array
 from graph_ir.op_def import OpDef, register
@@ -322,6 +323,7 @@ def _row_norm(name: str, flops: float, backward_flops: float, evaluate: Any) -> 
         backward_flops,
         evaluate=_norm_backward,
         decompose_norm=norm_backward_in_parts,
+        eager_kernels=eager_kernels.row_norm_backward,
     )
     return forward, backward
 
@@ -341,6 +343,7 @@ register(
         4,
         evaluate=_softmax_backward,
         decompose=_decompose_softmax_backward,
+        eager_kernels=eager_kernels.softmax_backward,
     ),
     _norm(
         "log_softmax",
@@ -366,6 +369,7 @@ register(
         8,
         gradient=_channel_norm_gradient,
         evaluate=_group_norm,
+        eager_kernels=eager_kernels.group_norm,
         localize=localize_groups,
     ),
     _norm(
@@ -373,6 +377,7 @@ register(
         _group_norm_equation,
         14,
         evaluate=_group_norm_backward,
+        eager_kernels=eager_kernels.group_norm_backward,
         localize=localize_groups,
     ),
     # Attribute `training`; its results are then also the batch's mean and inverse deviation.
