@@ -58,7 +58,7 @@ class Options:
     dtype: str | None = None
     """Replaces the model's floating-point dtypes, for example bf16."""
     parallel: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    """Size of each mesh axis: dp, tp, pp. An axis that is not named has size 1."""
+    """Size of each mesh axis: dp, tp, pp, and those of `partitioner/strategies`; 1 where not named."""
     auto: int | None = None
     """Devices for which the fastest strategy is searched, 0: those of one node; None: no search."""
     sequence_parallel: bool = False
@@ -186,7 +186,7 @@ class Options:
 
 
 def parse_parallel(text: str) -> dict[str, int]:
-    """Reads 'dp=2,tp=8,pp=4'.
+    """Reads 'dp=2,tp=8,pp=4'; 'tp=4x2' is tp=2,tp_rows=4, and 'tp=4x2x2' has a tp_depth of 2 as well.
 
     Raises:
         MeshError: naming the axis that is wrong.
@@ -194,12 +194,23 @@ def parse_parallel(text: str) -> dict[str, int]:
     axes: dict[str, int] = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         axis, equals, size = (piece.strip() for piece in part.partition("="))
-        if not equals or not size.isdecimal():
-            raise MeshError(f"--parallel: {part!r} is not AXIS=SIZE: write it as dp=2,tp=8,pp=4")
-        if axis in axes:
-            raise MeshError(f"--parallel: the axis {axis!r} is given twice")
-        check_axis(axis, int(size))
-        axes[axis] = int(size)
+        grid = re.fullmatch(r"(\d+)x(\d+)(?:x(\d+))?", size) if axis == "tp" else None
+        if not equals or not (grid or (size.isascii() and size.isdecimal())):
+            raise MeshError(
+                f"--parallel: {part!r} is not AXIS=SIZE: write it as dp=2,tp=8,pp=4, or tp=4x4 for tensor "
+                "parallelism over rows and columns"
+            )
+        if grid is None:
+            sizes = {axis: int(size)}
+        else:
+            rows, columns, depth = (int(n or 1) for n in grid.groups())
+            sizes = {"tp": columns, "tp_rows": rows, "tp_depth": depth}
+            sizes = {name: n for name, n in sizes.items() if name == "tp" or n != 1}
+        for name, n in sizes.items():
+            if name in axes:
+                raise MeshError(f"--parallel: the axis {name!r} is given twice")
+            check_axis(name, n)
+            axes[name] = n
     if not axes:
         raise MeshError("--parallel names no axis: write it as dp=2,tp=8,pp=4")
     return axes

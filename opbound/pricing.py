@@ -228,7 +228,7 @@ def strategy_of(
     from partitioner.strategy import Prices, Strategy
 
     # The searched axis splits the whole model, before the other axes do.
-    others = prod(options.parallel.get(axis, 1) for axis in ("tp", "ep", "pp"))
+    others = prod(options.parallel.get(axis, 1) for axis in ("tp", "tp_rows", "ep", "pp"))
     room_bytes = pricer.hardware.main_memory.capacity_bytes * others
     return Strategy(
         Mesh(dict(options.parallel), tuple(options.mesh_order)),

@@ -26,20 +26,22 @@ class Workload:
 def workload_of(options: Options) -> Workload:
     """Divides the batch over replicas and micro-batches.
 
-    Without `microbatch`, a pipeline in training takes samples one by one, everything else the whole
-    batch at once.
+    Without `microbatch`, a pipeline in training takes samples one by one (as many as share them in a
+    tensor-parallel grid), everything else the whole batch at once.
 
     Raises:
         MeshError: if the batch does not divide.
     """
     # An expert-parallel group works on samples of its own, as data-parallel replicas do.
     replicas = options.parallel.get("dp", 1) * options.parallel.get("ep", 1)
+    # The rows and layers of a tensor-parallel grid share out the samples of one micro-batch.
+    least = options.parallel.get("tp_rows", 1) * options.parallel.get("tp_depth", 1)
     stages = options.parallel.get("pp", 1)
     pipelined = stages > 1 and options.mode == "training"
     if options.batch is None:
-        if options.microbatch is None and replicas == 1 and not pipelined:
+        if options.microbatch is None and replicas == least == 1 and not pipelined:
             return Workload(None, 1)
-        traced = replicas * (options.microbatch or 1)
+        traced = replicas * (options.microbatch or least)
         return Workload(traced, PIPELINE_FILL * stages if pipelined else 1)
     if options.batch % replicas:
         raise MeshError(
@@ -47,7 +49,7 @@ def workload_of(options: Options) -> Workload:
             f"use --batch {-(-options.batch // replicas) * replicas}"
         )
     share = options.batch // replicas
-    microbatch = options.microbatch or (1 if pipelined else share)
+    microbatch = options.microbatch or (least if pipelined else share)
     if share % microbatch:
         raise MeshError(
             f"microbatch={microbatch} does not divide the {share} samples of a replica "

@@ -132,7 +132,9 @@ def _shards_of(graph: Graph) -> set[MeshAxis]:
 def _taken_apart_as(graph: Graph, after: Graph) -> Graph:
     """The graph with the operators decomposed that a pass has decomposed."""
     ops = {n.name: n.op for n in after.nodes}
-    return decompose(graph, lambda n: ops.get(n.name, n.op) != n.op or n.name not in ops)
+    return decompose(
+        graph, lambda n: ops.get(n.name, n.op) != n.op or n.name not in ops, norms=True
+    )
 
 
 def _choice(search: Search, after: Graph, name: str) -> tuple[int, ...]:

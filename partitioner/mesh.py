@@ -8,7 +8,7 @@ from math import prod
 
 from graph_ir.errors import MeshError, did_you_mean
 
-ORDER = ("auto", "tp", "cp", "ep", "dp", "pp")
+ORDER = ("auto", "tp", "tp_rows", "tp_depth", "cp", "ep", "dp", "pp")
 """Innermost first: neighbouring ranks share a node, so the axis that communicates most comes first
 (Megatron-LM's default order, Narayanan et al. 2021, arXiv 2104.04473, section 3)."""
 

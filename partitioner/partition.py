@@ -44,7 +44,7 @@ def partition(
     stages = [Stage(graph, "the whole model")]
     bounds: tuple[int, ...] = ()
     if axis.size > 1:
-        replicas = prod(strategy.mesh.axis(name).size for name in ("dp", "cp", "ep"))
+        replicas = prod(strategy.mesh.axis(name).size for name in ("dp", "cp", "ep", "tp_depth"))
         cutter = Cutter(graph, node_time, axis, strategy.pipeline.layout)
         shared_by = strategy.shard_group or replicas
         bounds = cutter.bounds(strategy.pipeline, zero_shares(strategy.zero, shared_by))

@@ -51,7 +51,8 @@ class Strategy:
     def __post_init__(self) -> None:
         if self.zero not in (0, 1, 2, 3):
             raise OpboundError(f"--zero is {self.zero}; choose 0, 1, 2 or 3")
-        if self.zero and all(self.mesh.axis(name).size == 1 for name in ("dp", "cp", "ep")):
+        data = ("dp", "cp", "ep", "tp_depth")
+        if self.zero and all(self.mesh.axis(name).size == 1 for name in data):
             raise MeshError(
                 f"--zero {self.zero} splits over the data-parallel group, but dp is 1; "
                 "add dp=N to --parallel"
@@ -68,6 +69,12 @@ class Strategy:
             raise MeshError(
                 f"--context-parallel {self.context_parallel} says how tokens are split over the "
                 "context-parallel group, but cp is 1; add cp=N to --parallel"
+            )
+        rows = self.mesh.axis("tp_rows").size
+        if self.sequence_parallel and rows > 1:
+            raise MeshError(
+                f"--sequence-parallel splits what tensor parallelism in one dim leaves whole, but "
+                f"tp={rows}x{self.mesh.axis('tp').size} splits everything; leave one of them out"
             )
         if self.sequence_parallel and self.mesh.axis("tp").size == 1:
             raise MeshError(

@@ -15,7 +15,7 @@ from partitioner.mesh import MeshAxis
 from partitioner.strategies import Pass
 from partitioner.strategy import Strategy
 
-DATA_AXES = ("cp", "cp_ulysses", "cp_ring", "ep", "dp")
+DATA_AXES = ("tp_depth", "cp", "cp_ulysses", "cp_ring", "ep", "dp")
 """Mesh axes whose ranks work on samples or tokens of their own."""
 
 

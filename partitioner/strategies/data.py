@@ -9,6 +9,7 @@ from __future__ import annotations
 from graph_ir.errors import MeshError
 from graph_ir.graph import Graph
 from graph_ir.logical_axes import Axis, LogicalAxes
+from partitioner.mesh import MeshAxis
 from partitioner.placements import Plan
 from partitioner.propagate import split_graph
 from partitioner.strategies import Pass
@@ -47,26 +48,43 @@ def reordered_axes(
     return frozenset(found - batch)
 
 
+def batch_plan(graph: Graph, axes: LogicalAxes, mesh_axis: MeshAxis, name: str) -> Plan:
+    """The batch is split over a mesh axis.
+
+    Args:
+        graph: any graph.
+        axes: of the graph.
+        mesh_axis: what to split over.
+        name: what users call the axis, with `{}` where its size is.
+
+    Raises:
+        MeshError: if there is none, or the axis does not divide it.
+    """
+    batch = batch_axes(graph, axes)
+    parts = mesh_axis.size
+    if not batch:
+        raise MeshError(
+            f"{name.format(parts)}: no input of {graph.name or 'the model'} has a batch dim larger than "
+            f"1; use --batch with a multiple of {parts}"
+        )
+    for axis in batch:
+        if axis.size % parts:
+            works = max(n for n in range(1, parts) if axis.size % n == 0)
+            raise MeshError(
+                f"{name.format(parts)} does not divide the batch of {axis.size}; use --batch with a "
+                f"multiple of {parts}, or {name.format(works)}"
+            )
+    split = batch | reordered_axes(graph, axes, batch, parts)
+    return Plan(mesh_axis, split, batch=split)
+
+
 def apply(graph: Graph, strategy: Strategy) -> Graph:
     """Splits the batch over the mesh axis `dp`."""
     mesh_axis = strategy.mesh.axis("dp")
     if mesh_axis.size == 1:
         return graph
     axes = LogicalAxes(graph)
-    batch = batch_axes(graph, axes)
-    if not batch:
-        raise MeshError(
-            f"dp={mesh_axis.size}: no input of {graph.name or 'the model'} has a batch dim larger than 1; "
-            f"use --batch with a multiple of {mesh_axis.size}"
-        )
-    for axis in batch:
-        if axis.size % mesh_axis.size:
-            raise MeshError(
-                f"dp={mesh_axis.size} does not divide the batch of {axis.size}; "
-                f"use --batch with a multiple of {mesh_axis.size}"
-            )
-    split = batch | reordered_axes(graph, axes, batch, mesh_axis.size)
-    return split_graph(graph, axes, Plan(mesh_axis, split, batch=split))
+    return split_graph(graph, axes, batch_plan(graph, axes, mesh_axis, "dp={}"))
 
 
 PASS = Pass("data", 30, apply)
