@@ -125,11 +125,11 @@ def random_graph(random: Any, size: int) -> Graph:
 @st.composite
 def strategies(draw: st.DrawFn) -> Strategy:
     sizes = {n: draw(st.sampled_from([1, 1, 2, 4])) for n in ("tp", "cp", "dp")}
-    sizes["pp"] = draw(st.sampled_from([1, 1, 2]))
-    mesh = Mesh(
-        {n: s for n, s in sizes.items() if s > 1}, tuple(draw(st.permutations(["tp", "cp", "dp"])))
-    )
-    split, many = sizes["tp"] > 1, sizes["dp"] * sizes["cp"] > 1
+    sizes |= {n: draw(st.sampled_from([1, 1, 1, 2])) for n in ("tp_rows", "tp_depth", "pp")}
+    order = draw(st.permutations(["tp", "tp_rows", "cp", "dp"]))
+    mesh = Mesh({n: s for n, s in sizes.items() if s > 1}, tuple(order))
+    split = sizes["tp"] > 1 and sizes["tp_rows"] == 1
+    many = sizes["dp"] * sizes["cp"] * sizes["tp_depth"] > 1
     sequence_parallel = split and draw(st.booleans())
     zero = draw(st.sampled_from([0, 1, 2, 3])) if many else 0
     ways = ["", "ulysses", "allgather", "ring", "ulysses:2+ring"]
