@@ -159,7 +159,13 @@ class Placements:
             return False
         if self.plan.batch or node.definition.kind == "contraction":
             return True
-        terms = [v for v, axis in zip(node.outputs, rule.outputs, strict=True) if axis is None]
+        # A weight's gradient is sent once per step.
+        users = self.graph.users
+        terms = [
+            v
+            for v, axis in zip(node.outputs, rule.outputs, strict=True)
+            if axis is None and any(n.phase != "optimizer" for n in users.get(v, ()))
+        ]
         return sum(v.type.elements for v in terms) <= sum(v.type.elements for v in split)
 
     def _compute_whole_what_needs_no_data(self) -> None:

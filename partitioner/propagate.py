@@ -344,7 +344,9 @@ def split_graph(graph: Graph, axes: LogicalAxes, plan: Plan) -> Graph:
     choices = Placements(graph, axes, plan)
     ordered = graph if plan.chosen is not None else partial_first(graph, choices.terms.possible)
     if ordered is not graph:
-        for node in set(ordered.nodes).difference(graph.nodes):
-            axes.add(node)
+        known = set(graph.nodes)
+        for node in ordered.nodes:
+            if node not in known:
+                axes.add(node)
         choices = Placements(ordered, axes, plan)
     return _Split(choices).run()

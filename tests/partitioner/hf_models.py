@@ -10,7 +10,7 @@ from blocks import Bottleneck
 from torch import nn
 from torch.nn import functional as F
 
-WIDTH, VOCABULARY, BATCH, TOKENS, LAYERS = 32, 64, 8, 16, 3
+WIDTH, VOCABULARY, BATCH, TOKENS, LAYERS, HEAD = 32, 64, 8, 16, 3, 8
 
 
 class Step(nn.Module):
@@ -73,7 +73,7 @@ _DECODER = {
     "num_hidden_layers": LAYERS,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 8,
+    "head_dim": HEAD,
     "pad_token_id": 0,
     "tie_word_embeddings": False,
 }
@@ -102,8 +102,11 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
                          "num_layers": LAYERS, "num_heads": 4, "decoder_start_token_id": 0}),
     "mixtral": ("CausalLM", {**_DECODER, "num_local_experts": 4, "num_experts_per_tok": 2}),
 }  # fmt: skip
+_DECODERS = ("granite", "starcoder2", "cohere", "helium", "nemotron")
+_CONFIGS |= dict.fromkeys(_DECODERS, ("CausalLM", _DECODER))
 _OTHERS: dict[str, Callable[[], nn.Module]] = {"perceptron": Perceptron, "resnet": ResNet}
-MODELS = (*_CONFIGS, *_OTHERS)
+MODELS = (*(name for name in _CONFIGS if name not in _DECODERS), *_OTHERS)
+"""All but further decoders of the same kind."""
 
 
 def module(name: str) -> nn.Module:
