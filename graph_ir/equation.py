@@ -147,8 +147,8 @@ class Equation:
         """
         if name in self.replicated or self.sizes[name] < 2:
             return None
-        inputs = tuple(_position(dims, name) for dims in self.inputs)
-        outputs = tuple(_position(dims, name) for dims in self.outputs)
+        inputs = tuple([_position(dims, name) for dims in self.inputs])
+        outputs = tuple([_position(dims, name) for dims in self.outputs])
         if -1 in inputs or -1 in outputs:
             return None
         if None in outputs and self.reduction is None and name not in self.statistics:
@@ -176,12 +176,13 @@ class Equation:
 
 def _position(dims: Dims, name: str) -> int | None:
     """Index of the dim that holds `name`; None if none does, -1 if it cannot be split there."""
-    found = [i for i, dim in enumerate(dims) if name in factors(dim)]
-    if not found:
-        return None
-    if len(found) > 1 or isinstance(dims[found[0]], Window):
-        return -1
-    return found[0]
+    found = None
+    for i, dim in enumerate(dims):
+        if name in dim:
+            if found is not None or isinstance(dim, Window):
+                return -1
+            found = i
+    return found
 
 
 def _dim_text(dim: Dim) -> str:

@@ -10,10 +10,10 @@ as `blocked` and are never sharded, so the answer is conservative, never wrong.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from graph_ir.equation import Dim, ShardingRule, Window, factors, names_of
+from graph_ir.equation import Dim, ShardingRule, Window, names_of
 from graph_ir.graph import Graph, Node, Value
 
 
@@ -29,6 +29,8 @@ class _Atom:
         self.blocked = blocked
 
     def find(self) -> _Atom:
+        if self.parent is None:
+            return self
         atom = self
         while atom.parent is not None:
             if atom.parent.parent is not None:
@@ -47,8 +49,20 @@ class _Atom:
         self.parts = (_Atom(major, self.blocked), _Atom(self.size // major, self.blocked))
 
 
+def _unite(x: _Atom, y: _Atom) -> None:
+    y.parent = x
+    x.blocked |= y.blocked
+
+
 def _unify(left: Sequence[_Atom], right: Sequence[_Atom]) -> None:
     """Makes two row-major lists of factors one and the same, refining where one is coarser."""
+    if len(left) == len(right) == 1:
+        x, y = left[0].find(), right[0].find()
+        if x is y:
+            return
+        if x.size == y.size and x.parts is None and y.parts is None:
+            _unite(x, y)
+            return
     a = [leaf for atom in reversed(left) for leaf in reversed(atom.leaves())]
     b = [leaf for atom in reversed(right) for leaf in reversed(atom.leaves())]
     while a and b:
@@ -63,8 +77,7 @@ def _unify(left: Sequence[_Atom], right: Sequence[_Atom]) -> None:
         if x is y:
             a.pop(), b.pop()
         elif x.size == y.size:
-            y.parent = x
-            x.blocked |= y.blocked
+            _unite(x, y)
             a.pop(), b.pop()
         elif x.size > y.size and x.size % y.size == 0:
             x.refine(y.size)
@@ -131,6 +144,7 @@ class LogicalAxes:
         self._close(stops.get(len(graph.nodes)))
         self._axes: dict[_Atom, Axis] = {}
         self._value_axes: dict[Value, tuple[tuple[Axis, ...], ...]] = {}
+        self._all_axes: dict[Value, tuple[Axis, ...]] = {}
         self._node_axes: dict[Node, dict[str, tuple[Axis, ...]]] = {}
         self._rules: dict[tuple[Node, Axis], AxisRule | None] = {}
 
@@ -149,32 +163,23 @@ class LogicalAxes:
     def _visit(self, node: Node) -> None:
         equation = node.equation
         names: dict[str, list[_Atom]] = {}
-
-        def atoms_of(dim: Dim) -> list[_Atom]:
-            found: list[_Atom] = []
-            for name in factors(dim):
-                if name not in names:
-                    size = equation.sizes[name]
-                    names[name] = [_Atom(size)] if size > 1 else []
-                found += names[name]
-            return found
-
         for value, dims in zip(node.inputs, equation.inputs, strict=True):
             for dim, atoms in zip(dims, self._atoms(value), strict=True):
-                if isinstance(dim, Window):
-                    atoms_of(dim)
-                elif len(dim) == 1 and dim[0] not in names:
-                    names[dim[0]] = atoms
+                if len(dim) == 1:
+                    known = names.setdefault(dim[0], atoms)
+                    if known is not atoms:
+                        _unify(known, atoms)
+                elif isinstance(dim, Window):
+                    _atoms_of(dim, names, equation.sizes)
                 elif dim:
-                    _unify(atoms_of(dim), atoms)
+                    _unify(_atoms_of(dim, names, equation.sizes), atoms)
         for value, dims in zip(node.outputs, equation.outputs, strict=True):
             result = []
             for dim, size in zip(dims, value.type.shape, strict=True):
+                atoms = _atoms_of(dim, names, equation.sizes)
                 if isinstance(dim, Window):
-                    atoms_of(dim)
-                    result.append([_Atom(size)] if size > 1 else [])
-                else:
-                    result.append(atoms_of(dim))
+                    atoms = [_Atom(size)] if size > 1 else []
+                result.append(atoms)
             self._value_atoms[value] = result
         self._name_atoms[node] = names
 
@@ -185,7 +190,7 @@ class LogicalAxes:
         return axis
 
     def _resolve(self, atoms: Iterable[_Atom]) -> tuple[Axis, ...]:
-        return tuple(self._axis(leaf) for atom in atoms for leaf in atom.leaves())
+        return tuple([self._axis(leaf) for atom in atoms for leaf in atom.leaves()])
 
     def add(self, node: Node) -> None:
         """Learns the axes of a node that is made of values whose axes are known, and unites none."""
@@ -195,13 +200,17 @@ class LogicalAxes:
         """The axes of each dim of a value, major first; none for a dim of size 1."""
         found = self._value_axes.get(value)
         if found is None:
-            found = tuple(self._resolve(dim) for dim in self._atoms(value))
+            found = tuple([self._resolve(dim) for dim in self._atoms(value)])
             self._value_axes[value] = found
         return found
 
     def all_of(self, value: Value) -> tuple[Axis, ...]:
         """All axes of a value in row-major order."""
-        return tuple(axis for dim in self.of_value(value) for axis in dim)
+        found = self._all_axes.get(value)
+        if found is None:
+            found = tuple([axis for dim in self.of_value(value) for axis in dim])
+            self._all_axes[value] = found
+        return found
 
     def of_node(self, node: Node) -> dict[str, tuple[Axis, ...]]:
         """The axes behind each name of a node's equation."""
@@ -280,8 +289,8 @@ class LogicalAxes:
                 return None
         return AxisRule(
             holders[0],
-            tuple(None if place is None else axis for place in rule.inputs),
-            tuple(None if place is None else axis for place in rule.outputs),
+            tuple([None if place is None else axis for place in rule.inputs]),
+            tuple([None if place is None else axis for place in rule.outputs]),
             # Without a reduction there are no terms: statistics over each device's own part.
             partial=node.equation.reduction is not None,
         )
@@ -289,3 +298,17 @@ class LogicalAxes:
 
 def _fresh(shape: Iterable[int]) -> list[list[_Atom]]:
     return [[_Atom(n)] if n > 1 else [] for n in shape]
+
+
+def _atoms_of(dim: Dim, names: dict[str, list[_Atom]], sizes: Mapping[str, int]) -> list[_Atom]:
+    """The atoms of a dim's names; of a name that is new they are made."""
+    found: list[_Atom] = []
+    for name in dim:
+        own = names.get(name)
+        if own is None:
+            size = sizes[name]
+            own = names[name] = [_Atom(size)] if size > 1 else []
+        if len(dim) == 1:
+            return own
+        found += own
+    return found

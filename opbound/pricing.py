@@ -163,11 +163,12 @@ def _pipeline_plan(
     training = options.mode == "training"
     if ranks > 1 and training:
         schedule.check(ranks, microbatches)
+    by_memory = ranks > 1 and training and slack < 1
     return PipelinePlan(
         layout=schedule.layout(ranks),
         layers=tuple(options.stages),
         slack=slack,
-        in_flight=in_flight(schedule, ranks, microbatches) if ranks > 1 and training else (),
+        in_flight=in_flight(schedule, ranks, microbatches) if by_memory else (),
         bounds=bounds,
     )
 

@@ -10,6 +10,7 @@ from graph_ir.graph import Graph, Node
 from graph_ir.partitioned import PartitionedGraph, Stage
 from partitioner.cell_memory import zero_shares
 from partitioner.pipeline import Cutter
+from partitioner.shared_passes import SharedPasses
 from partitioner.strategies import split_passes
 from partitioner.strategy import Prices, Strategy
 
@@ -22,6 +23,7 @@ def partition(
     strategy: Strategy,
     node_time: Callable[[Node], float],
     done: frozenset[str] = frozenset(),
+    shared: SharedPasses | None = None,
 ) -> PartitionedGraph:
     """The graphs of all ranks.
 
@@ -30,16 +32,18 @@ def partition(
         strategy: mesh and options.
         node_time: seconds of one application of a node, to balance pipeline stages by.
         done: names of passes that the graph has been through already.
+        shared: what earlier strategies on the same graph have in common with this one.
 
     Raises:
         MeshError: if an axis does not divide what it should split, or the graph cannot be cut.
     """
     passes = [step for step in split_passes() if step.name not in done]
+    shared = shared or SharedPasses()
     if strategy.prices is None:
         strategy = replace(strategy, prices=Prices(node_time))
     for step in passes:
         if step.order < PIPELINE_ORDER:
-            graph = step.apply(graph, strategy)
+            graph = shared.apply(step, graph, strategy)
     axis = strategy.mesh.axis("pp")
     stages = [Stage(graph, "the whole model")]
     bounds: tuple[int, ...] = ()

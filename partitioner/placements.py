@@ -75,6 +75,7 @@ class Placements:
         self.graph = graph
         self.axes = axes
         self.plan = plan
+        self._natural: dict[Value, Placement] = {}
         self.rules = {node: self._choose(node) for node in graph.nodes}
         """The rule each node runs by; None: it runs whole on every device."""
         if plan.chosen is None:
@@ -90,6 +91,12 @@ class Placements:
 
     def natural(self, value: Value) -> Placement:
         """Where a value is split when nothing else is asked of it."""
+        found = self._natural.get(value)
+        if found is None:
+            found = self._natural[value] = self._find_natural(value)
+        return found
+
+    def _find_natural(self, value: Value) -> Placement:
         if self.plan.lies is not None:
             return Placement(self.plan.lies.get(value))
         own = self.axes.all_of(value)

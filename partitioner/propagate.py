@@ -11,7 +11,7 @@ One mesh axis at a time: the result is an ordinary graph of one rank, on which t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -76,28 +76,27 @@ class _Split:
         self.terms = choices.terms
         self.nodes: list[Node] = []
         self.produced: dict[Value, Placement] = {}
-        self.local: dict[tuple[Value, Placement], Value] = {}
+        self.local: dict[tuple[Value, Axis | None], Value] = {}
         self.converted: dict[tuple[Any, ...], Value] = {}
 
     # --- values ---------------------------------------------------------------------------------------
 
     def _type(self, value: Value, placement: Placement) -> Value:
         """The rank's own tensor of a value."""
-        key = (value, Placement(placement.axis))
-        found = self.local.get(key)
-        if found is None:
-            axis = placement.axis
-            if axis is None:
-                found = value
-            else:
-                place, major, minor = self._layout(value, axis)
-                sizes = list(value.type.shape)
-                sizes[place] = split_size(sizes[place], axis, self.parts)
-                mesh, zigzag = self.plan.mesh_axis, self._is_zigzag(axis)
-                shard = Shard(mesh.name, mesh.size, mesh.stride, place, major, minor, zigzag)
-                kind = value.type.with_shape(tuple(sizes))
-                found = replace(value, type=kind, shards=(*value.shards, shard))
-            self.local[key] = found
+        axis = placement.axis
+        found = self.local.get((value, axis))
+        if found is not None:
+            return found
+        if axis is None:
+            return value
+        place, major, minor = self._layout(value, axis)
+        sizes = list(value.type.shape)
+        sizes[place] = split_size(sizes[place], axis, self.parts)
+        mesh, zigzag = self.plan.mesh_axis, self._is_zigzag(axis)
+        shard = Shard(mesh.name, mesh.size, mesh.stride, place, major, minor, zigzag)
+        kind = value.type.with_shape(tuple(sizes))
+        found = value.altered(type=kind, shards=(*value.shards, shard))
+        self.local[value, axis] = found
         return found
 
     def _layout(self, value: Value, axis: Axis, other: Axis | None = None) -> tuple[int, int, int]:
@@ -162,8 +161,8 @@ class _Split:
             attrs["reduction"] = has.partial
         suffix = f"{op}.{mesh.name}"
         count = near.count
-        result = replace(
-            target, name=f"{value.name}.{suffix}.{during}", kind="intermediate", count=count
+        result = target.altered(
+            name=f"{value.name}.{suffix}.{during}", kind="intermediate", count=count
         )
         producer = self.graph.producers.get(value, near)
         self.nodes.append(
@@ -200,10 +199,9 @@ class _Split:
         if self._is_zigzag(axis):
             attrs["zigzag"] = "split"
         name = f"{value.name}.part.{mesh.name}.{near.during}"
-        result = replace(target, name=name, kind="intermediate", count=near.count)
+        result = target.altered(name=name, kind="intermediate", count=near.count)
         self.nodes.append(
-            replace(
-                near,
+            near.altered(
                 name=name,
                 op="shard",
                 inputs=(source,),
@@ -232,7 +230,7 @@ class _Split:
                 for carry in block.carries:
                     wanted = self.choices.of_carried(carry.argument)
                     self.produced[carry.argument] = wanted
-                    before = replace(node, count=1, instances=(), instance_modules=())
+                    before = node.altered(count=1, instances=(), instance_modules=())
                     initials[carry] = self._outside(carry.initial, wanted, before)
                 bounds[block] = len(self.nodes)
             self._node(node)
@@ -246,14 +244,15 @@ class _Split:
         """A result of the graph. Inference delivers whole results, but for the batch and the caches."""
         has = self.produced.get(value) or self.choices.natural(value)
         producer = self.graph.producers.get(value)
-        inference = all(
-            n.phase == "forward" for n in self.graph.nodes if n.phase != "communication"
-        )
         collected = any(value in block.collected for block in self.graph.blocks)
-        stays = has.axis in self.plan.batch or collected or value.role or not inference
+        stays = has.axis in self.plan.batch or collected or value.role or not self._infers
         if has.axis is None or producer is None or stays:
             return self._type(value, has)
         return self._convert(value, has, WHOLE, producer, producer.phase)
+
+    @cached_property
+    def _infers(self) -> bool:
+        return all(n.phase == "forward" for n in self.graph.nodes if n.phase != "communication")
 
     def _outside(self, value: Value, wanted: Placement, near: Node) -> Value:
         """A carried value before its block, as the block wants it."""
@@ -274,7 +273,7 @@ class _Split:
             self._type(v, self.produced.get(v) or self.choices.natural(v)) for v in block.collected
         )
         stop = len(self.nodes)
-        after = replace(last, count=1, instances=(), instance_modules=())
+        after = last.altered(count=1, instances=(), instance_modules=())
         for carry in block.carries:
             summed = self.terms.waits(carry.argument) and not self.terms.waits_after(carry)
             if summed and carry.result in self.choices.read:
@@ -311,13 +310,13 @@ class _Split:
         wanted = self.choices.target(value)
         result = self._convert(value, term, wanted, near, near.during)
         self.produced[value] = wanted
-        self.local[value, wanted] = result
+        self.local[value, wanted.axis] = result
 
     def _emit(self, node: Node, rule: AxisRule | None, wanted: Iterable[Placement]) -> None:
         operands = tuple(self.read(v, p, node) for v, p in zip(node.inputs, wanted, strict=True))
         if rule is None:
             if operands != node.inputs:
-                node = replace(node, inputs=operands)
+                node = node.altered(inputs=operands)
             self.nodes.append(node)
             return
         outputs = tuple(
@@ -325,7 +324,7 @@ class _Split:
             for v, axis in zip(node.outputs, rule.outputs, strict=True)
         )
         attrs = local_attrs(node, rule, self.plan)
-        self.nodes.append(replace(node, inputs=operands, outputs=outputs, attrs=attrs))
+        self.nodes.append(node.altered(inputs=operands, outputs=outputs, attrs=attrs))
 
 
 def split_graph(graph: Graph, axes: LogicalAxes, plan: Plan) -> Graph:

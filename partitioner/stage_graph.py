@@ -27,6 +27,7 @@ class StageBuilder:
         self.held = held
         self.names: dict[str, str] = {}
         """What nodes of repeated layers are called here, by their names in the whole graph."""
+        self._patterns: dict[tuple[str, str], str] = {}
 
     def build(self, received: Sequence[Transfer], sent: Sequence[Transfer]) -> Graph:
         """The stage's graph.
@@ -198,13 +199,21 @@ class StageBuilder:
         own = slice(held.offset, held.offset + count)
         instances, modules = node.instances[own], node.instance_modules[own]
         if instances:
-            changes["name"] = self.names[node.name] = _run_name(instances)
+            changes["name"] = self.names[node.name] = self._run_name(instances)
         if modules:
-            changes["module"] = _run_name(modules)
+            changes["module"] = self._run_name(modules)
         changes["count"] = count
         changes["instances"] = instances if count > 1 else ()
         changes["instance_modules"] = modules if count > 1 else ()
         return node.altered(**changes)
+
+    def _run_name(self, names: Sequence[str]) -> str:
+        """One name for a run of repetitions, which the first and the last one tell."""
+        ends = names[0], names[-1]
+        found = self._patterns.get(ends)
+        if found is None:
+            found = self._patterns[ends] = ends[0] if len(names) == 1 else name_pattern(ends)
+        return found
 
     def _receive(
         self, transfers: Sequence[Transfer], during: str, known: dict[Value, Value]
@@ -242,8 +251,3 @@ class StageBuilder:
         return Node(
             f"{value.name}.{op}", op, inputs, outputs, attrs, producer.module, "communication"
         )
-
-
-def _run_name(names: Sequence[str]) -> str:
-    """One name for a run of repetitions, which the first and the last one tell."""
-    return names[0] if len(names) == 1 else name_pattern((names[0], names[-1]))
