@@ -67,6 +67,7 @@ def step_cost(
     microbatches: int = 1,
     groups: Callable[[Graph], Sequence[Group]] = eager_groups,
     pricer: NodePricer | None = None,
+    overlap: bool = True,
 ) -> StepCost:
     """Prices one step.
 
@@ -79,6 +80,7 @@ def step_cost(
         microbatches: per step and data-parallel replica.
         groups: says which nodes of a graph run as one kernel.
         pricer: keeps prices between calls.
+        overlap: whether collectives run beside kernels and beside those of other links.
 
     Raises:
         HardwareError: if the device cannot run a node or the mesh does not fit its links.
@@ -88,7 +90,7 @@ def step_cost(
     late = late_sends(stages)
     apart = schedule.parts_backward
     known = {
-        graph: part_cost(graph, hardware, groups, pricer, late, apart, microbatches)
+        graph: part_cost(graph, hardware, groups, pricer, late, apart, microbatches, overlap)
         for graph in dict.fromkeys(stages)
     }
     seconds = {graph: _stage_seconds(part) for graph, part in known.items()}
@@ -128,6 +130,7 @@ def part_cost(
     late: frozenset[str] = frozenset(),
     apart: bool = False,
     microbatches: int = 1,
+    overlap: bool = True,
 ) -> PartCost:
     """Prices one rank's graph on its own: every node, the streams, the memory.
 
@@ -139,6 +142,7 @@ def part_cost(
         late: names the `send` nodes that serve another stage's update (`timeline.late_sends`).
         apart: whether the gradients of weights may run apart from the rest of the backward pass.
         microbatches: whose gradients are summed up.
+        overlap: see `step_cost`.
     """
     kernels = groups(graph)
     costs = price_graph(graph, hardware, kernels, pricer)
@@ -146,9 +150,9 @@ def part_cost(
     inner = inner_values(graph, kernels)
     memory = memory_use(graph, inner)
     if not apart:
-        return PartCost(graph, costs, stage_times(graph, costs, late), memory)
+        return PartCost(graph, costs, stage_times(graph, costs, late, overlap=overlap), memory)
     weights = weight_gradient_nodes(graph, once_per_step(graph, late))
-    times = stage_times(graph, costs, late, weights)
+    times = stage_times(graph, costs, late, weights, overlap)
     return PartCost(graph, costs, times, memory, deferred_bytes(graph, weights, inner))
 
 

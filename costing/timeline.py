@@ -1,9 +1,11 @@
-"""Simulates one rank's micro-batch on two streams: computation and communication.
+"""Simulates one rank's micro-batch on its streams: computation, and communication over each link.
 
-Both streams take the graph's nodes in order; a node starts when its stream is free and its operands
-are there. A collective that the next product waits for is exposed; the reduction of a weight's
-gradient, which only the optimizer waits for, hides behind the rest of the backward pass. Nothing
-marks a node as "overlapping": it follows from who reads what. A repeated block is simulated until
+The streams take the graph's nodes in order; a node starts when its stream is free and its operands
+are there. A collective needs every link that its group spans; those of other mesh axes over other
+links run beside it. A collective that the next product waits for is exposed; the reduction of a
+weight's gradient, which only the optimizer waits for, hides behind the rest of the backward pass.
+Nothing marks a node as "overlapping": it follows from who reads what. Without overlap, all of them
+take turns. A repeated block is simulated until
 two repetitions take equally long, then extrapolated. What is sent to and received from other stages
 is left to the pipeline's schedule.
 """
@@ -14,11 +16,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from costing.memory import backward_start
-from costing.op_cost import OpCost
+from costing.op_cost import COMPUTE, OpCost, network_bound
 from graph_ir.graph import Block, Graph, Node, Value
 
 _STEADY = 1e-9
 """Relative change between two repetitions below which the next ones are taken to be the same."""
+
+_NETWORK = network_bound("")
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class PassTime:
     """Time that the compute stream's work takes with the processors to itself."""
     spans: tuple[Span, ...] = ()
     communication_s: float = 0.0
-    """Time in which the communication stream works."""
+    """Time in which the busiest link works."""
 
     @property
     def exposed_s(self) -> float:
@@ -77,6 +81,7 @@ def stage_times(
     costs: Mapping[Node, OpCost],
     late_sends: frozenset[str] = frozenset(),
     weights: frozenset[Node] = frozenset(),
+    overlap: bool = True,
 ) -> StageTimes:
     """Simulates the forward pass, the backward pass and the update of one stage.
 
@@ -85,7 +90,12 @@ def stage_times(
         costs: of one application of each node.
         late_sends: see `once_per_step`.
         weights: nodes that a schedule runs apart from the rest of the backward pass.
+        overlap: whether collectives run beside kernels and beside those of other links.
     """
+
+    def run(nodes: Iterable[Node]) -> PassTime:
+        return _Streams(graph, costs, overlap).run(nodes)
+
     split = backward_start(graph)
     update = _update_nodes(graph)
     once = once_per_step(graph, late_sends)
@@ -95,12 +105,12 @@ def stage_times(
     apart = None
     if weights:
         inputs, own = ([n for n in every if (n in weights) is w] for w in (False, True))
-        apart = (_Streams(graph, costs).run(inputs), _Streams(graph, costs).run(own))
+        apart = (run(inputs), run(own))
     return StageTimes(
-        forward=_Streams(graph, costs).run(forward),
-        backward=_Streams(graph, costs).run(every),
-        gradients=_Streams(graph, costs).run(backward),
-        optimizer=_Streams(graph, costs).run([n for n in graph.nodes if n in update]),
+        forward=run(forward),
+        backward=run(every),
+        gradients=run(backward),
+        optimizer=run([n for n in graph.nodes if n in update]),
         once=once,
         apart=apart,
     )
@@ -174,21 +184,35 @@ def _update_nodes(graph: Graph) -> set[Node]:
     return found
 
 
-class _Streams:
-    """The two streams' clocks, and when each value is there."""
+@dataclass(frozen=True)
+class _Beside:
+    """A collective that works, and the share of the processors that it takes."""
 
-    def __init__(self, graph: Graph, costs: Mapping[Node, OpCost]) -> None:
+    start_s: float
+    end_s: float
+    share: float
+
+    def within(self, start_s: float, end_s: float) -> float:
+        """Seconds of processors that it takes from a span of time."""
+        return max(min(end_s, self.end_s) - max(start_s, self.start_s), 0.0) * self.share
+
+
+class _Streams:
+    """The streams' clocks, and when each value is there."""
+
+    def __init__(self, graph: Graph, costs: Mapping[Node, OpCost], overlap: bool) -> None:
         self.graph = graph
         self.costs = costs
-        self.clock = [0.0, 0.0]
+        self.overlap = overlap
+        self.clock: dict[str, float] = {COMPUTE: 0.0}
+        self.busy: dict[str, float] = {COMPUTE: 0.0}
         self.ready: dict[Value, float] = {}
-        self.busy = [0.0, 0.0]
         self.spans: list[Span] = []
-        # Start of the last collective, and the share of the processors that it takes.
-        self.beside = (0.0, 0.0)
+        # The last collective on each link.
+        self.beside: dict[str, _Beside] = {}
 
     def run(self, nodes: Iterable[Node]) -> PassTime:
-        """Runs nodes in order and returns the time until both streams are done."""
+        """Runs nodes in order and returns the time until all streams are done."""
         segments: list[tuple[Block | None, list[Node]]] = []
         for node in nodes:
             block = self.graph.block_of.get(node)
@@ -201,40 +225,54 @@ class _Streams:
                     self._execute(node, record=True)
             else:
                 self._repeat(block, members)
-        compute_s, communication_s = self.busy
-        return PassTime(max(self.clock), compute_s, tuple(self.spans), communication_s)
+        compute_s = self.busy.pop(COMPUTE)
+        communication_s = max(self.busy.values(), default=0.0)
+        return PassTime(max(self.clock.values()), compute_s, tuple(self.spans), communication_s)
 
     def _repeat(self, block: Block, members: list[Node]) -> None:
         for carry in block.carries:
             self.ready[carry.argument] = self.ready.get(carry.initial, 0.0)
-        before: list[float] | None = None
+        before: dict[str, float] | None = None
         for repetition in range(block.count):
-            start, busy = list(self.clock), list(self.busy)
+            start, busy = dict(self.clock), dict(self.busy)
             for node in members:
                 self._execute(node, record=repetition == 0)
             for carry in block.carries:
                 self.ready[carry.argument] = self.ready.get(carry.result, 0.0)
-            steps = [now - then for now, then in zip(self.clock, start, strict=True)]
+            steps = _since(start, self.clock)
             left = block.count - repetition - 1
             if left and before is not None and _equal(steps, before):
-                self._skip(members, steps, left, busy)
+                self._skip(members, steps, left, _since(busy, self.busy))
                 return
             before = steps
 
     def _skip(
-        self, members: list[Node], steps: list[float], times: int, before: list[float]
+        self, members: list[Node], steps: dict[str, float], times: int, worked: dict[str, float]
     ) -> None:
         """Lets `times` more repetitions pass, each like the last one."""
-        # `before` is how long the streams had worked when that one began.
         for node in members:
-            ahead = steps[node.definition.kind == "collective"] * times
+            ahead = steps.get(self._stream(node), 0.0) * times
             for value in node.outputs:
                 self.ready[value] += ahead
-        self.clock = [now + step * times for now, step in zip(self.clock, steps, strict=True)]
-        self.busy = [now + (now - was) * times for now, was in zip(self.busy, before, strict=True)]
+        for name, step in steps.items():
+            self.clock[name] += step * times
+        for name, part in worked.items():
+            self.busy[name] += part * times
+
+    def _stream(self, node: Node) -> str:
+        """The stream that a node holds until it ends; of a collective the link that it needs most."""
+        if node.definition.kind != "collective":
+            return COMPUTE
+        links = self._links(node)
+        return max(links, key=lambda name: links[name])
+
+    def _links(self, node: Node) -> dict[str, float]:
+        """Seconds that a collective needs of each link."""
+        terms = self.costs[node].terms
+        known = {name: s for name, s in terms.items() if name.startswith(_NETWORK)}
+        return known or {_NETWORK: 0.0}
 
     def _execute(self, node: Node, record: bool) -> None:
-        stream = int(node.definition.kind == "collective")
         # A folded node outside a block (the update of every layer's weight) runs all its repetitions.
         times = 1 if node in self.graph.block_of else node.count
         duration = 0.0 if node.op in ("send", "recv") else self.costs[node].time_s * times
@@ -242,36 +280,50 @@ class _Streams:
         # A view takes no time on a stream: it is there when its operand is.
         if duration == 0.0:
             end = inputs
+        elif node.definition.kind == "collective":
+            end = self._communicate(node, inputs, duration, times, record)
         else:
-            start = max(self.clock[stream], inputs)
-            if node.attrs.get("prefetch") is False:
-                # Weights that are gathered when they are needed, not while the block before works.
-                start = max(start, *self.clock)
+            start = self._start(inputs, [COMPUTE])
+            slowed = sum(one.within(start, start + duration) for one in self.beside.values())
+            end = self.clock[COMPUTE] = start + duration + slowed
             # Slowed or not, the work is the same: what a collective costs beside it is exposed.
-            self.busy[stream] += duration
-            end = start + duration + self._slowed_s(node, start, duration)
-            self.clock[stream] = end
+            self.busy[COMPUTE] += duration
             if record:
-                self.spans.append(Span(node, bool(stream), start, end))
+                self.spans.append(Span(node, False, start, end))
         for value in node.outputs:
             self.ready[value] = end
 
-    def _slowed_s(self, node: Node, start: float, duration: float) -> float:
-        """What a kernel takes longer beside a collective, whose kernel holds some processors.
+    def _start(self, ready_s: float, streams: Iterable[str]) -> float:
+        waits = streams if self.overlap else list(self.clock)
+        return max([ready_s, *(self.clock.get(name, 0.0) for name in waits)])
 
-        A collective may come later in the graph than the kernels it runs beside: then it is they that
-        end later.
-        """
-        if node.definition.kind != "collective":
-            begun, share = self.beside
-            beside = min(start + duration, self.clock[1]) - max(start, begun)
-            return max(beside, 0.0) * share
-        share = self.costs[node].processors_taken
-        self.beside = (start, share)
-        late = max(min(start + duration, self.clock[0]) - start, 0.0) * share
-        self.clock[0] += late
-        return 0.0
+    def _communicate(
+        self, node: Node, ready_s: float, duration: float, times: int, record: bool
+    ) -> float:
+        """Runs a collective: it ends on the link that it needs most, the others are free earlier."""
+        links, share = self._links(node), self.costs[node].processors_taken
+        start = self._start(ready_s, links)
+        if node.attrs.get("prefetch") is False:
+            # Weights that are gathered when they are needed, not while the block before works.
+            start = max(start, *self.clock.values())
+        end, most = start + duration, max(links.values())
+        for name, seconds in links.items():
+            held = duration - (most - seconds) * times
+            self.clock[name] = start + held
+            self.busy[name] = self.busy.get(name, 0.0) + held
+            self.beside[name] = _Beside(start, end, share if seconds == most else 0.0)
+        # It may come later in the graph than kernels that it runs beside: then it is they that end later.
+        self.clock[COMPUTE] += max(min(end, self.clock[COMPUTE]) - start, 0.0) * share
+        if record:
+            self.spans.append(Span(node, True, start, end))
+        return end
 
 
-def _equal(a: list[float], b: list[float]) -> bool:
-    return all(abs(x - y) <= _STEADY * max(abs(x), abs(y)) for x, y in zip(a, b, strict=True))
+def _since(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
+    return {name: time - before.get(name, 0.0) for name, time in now.items()}
+
+
+def _equal(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
+    return a.keys() == b.keys() and all(
+        abs(x - b[name]) <= _STEADY * max(abs(x), abs(b[name])) for name, x in a.items()
+    )

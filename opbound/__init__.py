@@ -40,6 +40,8 @@ def analyze(
     zero: int = 0,
     shard_group: int = 0,
     prefetch: bool = True,
+    overlap: bool = True,
+    gradient_dtype: str | None = None,
     context_parallel: str = "",
     async_tp: bool = False,
     mesh_order: Sequence[str] = (),
@@ -81,6 +83,8 @@ def analyze(
         shard_group: with ZeRO, the neighbours that what is stored is split over, with copies beyond them
             (hybrid sharding); 0 for all replicas.
         prefetch: with ZeRO-3, a block's weights are gathered while the block before works.
+        overlap: collectives run beside kernels, and those of different links beside each other.
+        gradient_dtype: of weights' gradients and their sums, for example `fp32`; None for the weights' own.
         context_parallel: how attention sees all tokens: `ulysses`, `allgather`, `ring` or
             `ulysses:N+ring`.
         async_tp: with sequence parallelism, tokens are gathered and scattered beside the products.
@@ -128,6 +132,8 @@ def analyze(
         zero=zero,
         shard_group=shard_group,
         prefetch=prefetch,
+        overlap=overlap,
+        gradient_dtype=gradient_dtype,
         context_parallel=context_parallel,
         async_tp=async_tp,
         mesh_order=mesh_order,

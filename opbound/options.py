@@ -67,6 +67,10 @@ class Options:
     """With ZeRO: ranks that what is stored is split over; 0: all that see other data."""
     prefetch: bool = True
     """With ZeRO-3: a block's weights are gathered while the block before works."""
+    overlap: bool = True
+    """Collectives run beside kernels, and those of different links beside each other."""
+    gradient_dtype: str | None = None
+    """Of weights' gradients and their sums; training only, where None means the weights' own."""
     context_parallel: str = ""
     """ulysses, allgather, ring or ulysses:N+ring; empty: ulysses where the heads divide."""
     async_tp: bool = False
@@ -141,6 +145,7 @@ class Options:
         generation = {"prompt_tokens": self.prompt_tokens, "new_tokens": self.new_tokens}
         training = {
             "optimizer": self.optimizer,
+            "gradient_dtype": self.gradient_dtype,
             "recompute": None if self.recompute == "none" else self.recompute,
         }
         for mode, only in (("generation", generation), ("training", training)):

@@ -138,6 +138,7 @@ def step_cost_of(
         microbatches,
         kernels_of(options.execution),
         pricer,
+        options.overlap,
     )
 
 
@@ -257,7 +258,13 @@ def step_graph(forward: Graph, options: Options, progress: Callable[[str], None]
         raise OpboundError("--recompute fit is chosen by prices: here give none, selective or full")
     progress("deriving the backward pass")
     optimizer = options.optimizer or "adamw"
-    return training_graph(forward, optimizer=optimizer, recompute=options.recompute)
+    graph = training_graph(forward, optimizer=optimizer, recompute=options.recompute)
+    if options.gradient_dtype is None:
+        return graph
+    from graph_ir.gradient_dtype import with_gradient_dtype
+    from graph_ir.tensor_type import DType
+
+    return with_gradient_dtype(graph, DType.parse(options.gradient_dtype))
 
 
 def kernels_of(execution: str) -> Callable[[Graph], list[list[Node]]]:

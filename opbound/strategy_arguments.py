@@ -30,6 +30,18 @@ def add_strategy_details(group: argparse._ArgumentGroup) -> None:
         help="with --zero 3: gather a block's weights when it needs them, not while the one before works",
     )
     group.add_argument(
+        "--no-overlap",
+        action="store_true",
+        help="collectives and kernels take turns, as where gradients are reduced after the backward pass and "
+        "tensor parallelism blocks (Megatron-LM until 2021)",
+    )
+    group.add_argument(
+        "--gradient-dtype",
+        metavar="NAME",
+        help="dtype in which weights' gradients are kept and summed over micro-batches and ranks: fp32, as "
+        "in Megatron-LM with bf16 (default: the weights' own)",
+    )
+    group.add_argument(
         "--async-tp",
         action="store_true",
         help="with --sequence-parallel: gather and scatter the tokens in pieces, each while the product of "
@@ -54,6 +66,8 @@ def strategy_details(arguments: argparse.Namespace) -> dict[str, Any]:
         "context_parallel": arguments.context_parallel or "",
         "shard_group": arguments.shard_group or 0,
         "prefetch": not arguments.no_prefetch,
+        "overlap": not arguments.no_overlap,
+        "gradient_dtype": arguments.gradient_dtype,
         "async_tp": arguments.async_tp,
         "mesh_order": parse_mesh_order(arguments.mesh_order),
     }

@@ -297,3 +297,33 @@ def test_a_kernel_beside_a_collective_loses_the_processors_that_it_takes(
     assert forward.time_s == pytest.approx(11.0)
     assert forward.compute_s == pytest.approx(10.0)
     assert forward.exposed_s == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("links", "overlap", "expected"),
+    [
+        # Their own links: all at once, as long as the kernel.
+        (({"network:in": 4.0}, {"network:out": 5.0}), True, 6.0),
+        # The same link: one after the other.
+        (({"network:in": 4.0}, {"network:in": 5.0}), True, 9.0),
+        # The first needs the second's link for a moment only.
+        (({"network:in": 1.0, "network:out": 4.0}, {"network:in": 5.0}), True, 6.0),
+        (({"network:in": 4.0}, {"network:out": 5.0}), False, 15.0),
+    ],
+)
+def test_collectives_run_beside_each_other_where_they_need_other_links(
+    links: tuple[dict[str, float], ...], overlap: bool, expected: float
+) -> None:
+    b = GraphBuilder()
+    x, y, z = (b.add_input(name, tensor(8, 8)) for name in "xyz")
+    for operand, axis in ((x, "tp"), (y, "dp")):
+        group = {"axis": axis, "group_size": 8, "group_stride": 1, "during": "forward"}
+        b.emit("all_reduce", [operand], [operand.type], group, phase="communication")
+    b.emit("relu", [z], [z.type], name="work")
+    graph = b.build([])
+    costs = {graph.nodes[2]: OpCost(time_s=6.0)}
+    for node, terms in zip(graph.nodes, links, strict=False):
+        costs[node] = OpCost(time_s=max(terms.values()), terms=terms)
+    forward = stage_times(graph, costs, overlap=overlap).forward
+    assert forward.time_s == pytest.approx(expected)
+    assert forward.compute_s == pytest.approx(6.0)
