@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from costing.memory import storage_of
+from costing.lifetimes import storage_of
 from graph_ir.graph import Graph, Node, Value
 
 

@@ -170,6 +170,11 @@ def _pool(record: str) -> Rule:
         }
         if record == "avg_pool":
             attrs["count_include_pad"] = bool(call["count_include_pad"])
+        if record == "max_pool" and call.training:
+            # Its kernel keeps the places of the maxima for the backward pass.
+            places = call.types[0].with_dtype(DType.INT64)
+            found = call.emit(record, [source], [call.types[0], places], attrs)
+            return found[: len(call.types)] if len(call.types) > 1 else found[0]
         (best,) = call.emit(record, [source], call.types[:1], attrs)
         if len(call.types) == 1:
             return best

@@ -17,29 +17,31 @@ def memory_profile(step: StepCost) -> MemoryProfile | None:
     """
     use = step.memory[step.fullest]
     parts = step.stages[step.fullest]
-    part = next((p for p in parts if p.memory.activations_bytes is use.activations_bytes), None)
-    if part is None or not use.activations_bytes:
+    part = next((p for p in parts if p.memory.lines_bytes is use.lines_bytes), None)
+    if part is None or not use.lines_bytes:
         return None
+    lines, kinds = use.lines_bytes, use.by_kind_bytes
+    passing = max(map(sum, zip(*lines.values(), strict=True)))
+    waiting = sum(kinds[kind] for kind in lines) - round(passing)
     points = _points(part)
-    passing = max(a + w for a, w in zip(use.activations_bytes, use.workspace_bytes, strict=True))
-    kinds = use.by_kind_bytes
-    waiting = kinds["activations"] + kinds["workspace"] - round(passing)
     return MemoryProfile(
-        time_s=tuple(time_s for time_s, _, _ in points),
+        time_s=tuple(time_s for time_s, _ in points),
         by_kind_bytes={
-            "activations": tuple(round(made) + waiting for _, made, _ in points),
-            "workspace": tuple(round(rest) for _, _, rest in points),
+            kind: tuple(
+                round(line[place]) + (waiting if kind == "activations" else 0)
+                for _, place in points
+            )
+            for kind, line in lines.items()
         },
     )
 
 
-def _points(part: PartCost) -> list[tuple[float, float, float]]:
-    """(seconds, activations, workspace) at each node; a repeated block is a slope and one repetition."""
-    made, rest = part.memory.activations_bytes, part.memory.workspace_bytes
+def _points(part: PartCost) -> list[tuple[float, int]]:
+    """(seconds, place) of each node's start and end; a repeated block is a slope and one repetition."""
     nodes = part.graph.nodes
     seconds = [0.0 if node.phase == "communication" else part.costs[node].time_s for node in nodes]
     blocks = {block.start: block for block in part.graph.blocks}
-    points: list[tuple[float, float, float]] = []
+    points: list[tuple[float, int]] = []
     now = 0.0
     index = 0
     while index < len(nodes):
@@ -52,9 +54,9 @@ def _points(part: PartCost) -> list[tuple[float, float, float]]:
             now += others_s
             others_s = 0.0
         for place in range(index, stop):
-            points.append((now, made[place], rest[place]))
+            points.append((now, place))
             now += seconds[place]
-            points.append((now, made[place], rest[place]))
+            points.append((now, place))
         now += others_s
         index = stop
     return points

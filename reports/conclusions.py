@@ -25,6 +25,7 @@ _KIND_WORDS = {
     "activations": "activations",
     "kv_cache": "KV cache",
     "workspace": "workspace",
+    "communication": "buffers of communication",
 }
 
 
@@ -222,6 +223,7 @@ def bound_words(bound: str) -> str:
         "compute": "arithmetic throughput",
         # Of launches, of the first byte, of the steps of a collective.
         "latency": "latency",
+        "host": "the host, which issues the kernels,",
         BUBBLE: "the pipeline bubble",
         "unknown": "operators without a record (their cost is unknown)",
     }.get(kind, bound)

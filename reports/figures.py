@@ -22,7 +22,15 @@ PHASES = (
 )
 """A row's phases; in generation mode `prefill` and `decode` take the place of `forward`."""
 
-MEMORY_KINDS = ("parameters", "gradients", "optimizer", "activations", "kv_cache", "workspace")
+MEMORY_KINDS = (
+    "parameters",
+    "gradients",
+    "optimizer",
+    "activations",
+    "kv_cache",
+    "workspace",
+    "communication",
+)
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 

@@ -20,9 +20,10 @@ _STYLES = {
     "memory": ("#d55e00", "s"),
     "network": ("#9a4f96", "D"),
     "latency": ("#6b7280", "^"),
+    "host": ("#e69f00", "v"),
     "unknown": ("#b00020", "x"),
 }
-_KINDS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#8a8f98", "#56b4e9")
+_KINDS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#8a8f98", "#56b4e9", "#f0e442")
 
 
 def plot(kind: str, reports: Sequence[Report]) -> Figure:

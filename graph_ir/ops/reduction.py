@@ -151,12 +151,20 @@ def _kernel_axes(dims: Dims) -> tuple[int, ...]:
     return tuple(i for i, name in enumerate(names_of(dims)) if name in kernels)
 
 
-def _pool_max(node: Node, x: Array) -> Array:
-    dims = node.equation.inputs[0]
+def _pool_windows(node: Node, x: Array, dims: Dims) -> Array:
+    """What each window reads, in its last axis."""
+    axes = _kernel_axes(dims)
     # Zeros are no padding for a maximum: windows read the least number outside of the image.
-    return np.asarray(
-        unfold(x, dims, node.equation, node.attrs, -np.inf).max(axis=_kernel_axes(dims))
-    )
+    taps = unfold(x, dims, node.equation, node.attrs, -np.inf)
+    windows = np.moveaxis(taps, axes, range(-len(axes), 0))
+    return windows.reshape(*windows.shape[: -len(axes)], -1)
+
+
+def _pool_max(node: Node, x: Array) -> Array | tuple[Array, Array]:
+    """The maxima and, where training keeps them, their places within the windows."""
+    windows = _pool_windows(node, x, node.equation.inputs[0])
+    best = windows.max(axis=-1)
+    return (best, windows.argmax(axis=-1)) if len(node.outputs) > 1 else best
 
 
 def _pool_counts(node: Node, image: Value, dims: Dims) -> Any:
@@ -180,17 +188,16 @@ def _pool_fold(node: Node, windows: Array) -> Array:
     return fold(windows, dims, names_of(dims), node.equation, node.attrs, shape)
 
 
-def _pool_max_backward(node: Node, dy: Array, x: Array) -> Array:
-    """The first maximum of each window gets the window's gradient."""
+def _pool_max_backward(node: Node, dy: Array, x: Array, *places: Array) -> Array:
+    """The first maximum of each window gets the window's gradient; it is looked for where none is kept."""
     (dims,) = node.equation.outputs
     axes = _kernel_axes(dims)
-    windows = np.moveaxis(
-        unfold(x, dims, node.equation, node.attrs, -np.inf), axes, range(-len(axes), 0)
-    )
-    flat = windows.reshape(*dy.shape, -1)
-    hit = np.zeros_like(flat)
-    np.put_along_axis(hit, flat.argmax(axis=-1)[..., None], dy[..., None], axis=-1)
-    return _pool_fold(node, np.moveaxis(hit.reshape(windows.shape), range(-len(axes), 0), axes))
+    windows = _pool_windows(node, x, dims)
+    best = places[0] if places else windows.argmax(axis=-1)
+    hit = np.zeros_like(windows)
+    np.put_along_axis(hit, best[..., None], dy[..., None], axis=-1)
+    taps = [node.equation.sizes[names_of(dims)[i]] for i in axes]
+    return _pool_fold(node, np.moveaxis(hit.reshape(*dy.shape, *taps), range(-len(axes), 0), axes))
 
 
 def _pool_average_backward(node: Node, dy: Array) -> Array:
@@ -204,7 +211,7 @@ def _pool_gradient(saves: bool) -> Callable[..., Grads]:
     def gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
         if grads[0] is None:
             return [None]
-        saved = [node.inputs[0]] if saves else []
+        saved = [node.inputs[0], *node.outputs[1:]] if saves else []
         return b.emit(
             node, f"{node.op}_backward", [grads[0], *saved], [node.inputs[0].type], node.attrs
         )
@@ -245,6 +252,7 @@ register(
         flops=2,
         evaluate=_reduce_backward,
     ),
+    # A second result, if there is one: the places of the maxima, which the backward pass reads.
     OpDef(
         "max_pool",
         "reduction",

@@ -188,6 +188,14 @@ def reductions() -> list[Sample]:
             label="dilated",
         ),
         sample(
+            "max_pool",
+            [image],
+            [((2, 3, 4, 4), "float64"), ((2, 3, 4, 4), "int64")],
+            window,
+            lambda x: F.max_pool2d(x, (3, 2), 2, 1),
+            label="places-kept",
+        ),
+        sample(
             "avg_pool",
             [image],
             (2, 3, 4, 4),

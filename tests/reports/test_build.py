@@ -53,6 +53,7 @@ def test_memory_sums_by_kind_and_says_whether_it_fits(make_report):
         "activations",
         "kv_cache",
         "workspace",
+        "communication",
     ]
 
 
