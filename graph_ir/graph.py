@@ -20,6 +20,8 @@ from graph_ir.tensor_type import TensorType
 if TYPE_CHECKING:
     import networkx
 
+    from graph_ir.logical_axes import LogicalAxes
+
 ValueKind = Literal["input", "parameter", "buffer", "constant", "state", "carried", "intermediate"]
 Phase = Literal["forward", "backward", "recompute", "optimizer", "communication"]
 PHASES: tuple[Phase, ...] = ("forward", "backward", "recompute", "optimizer", "communication")
@@ -229,6 +231,13 @@ class Graph:
     def carries(self) -> dict[Value, Carry]:
         """The carry behind each value of kind 'carried'."""
         return {c.argument: c for b in self.blocks for c in b.carries}
+
+    @cached_property
+    def axes(self) -> LogicalAxes:
+        """Its logical axes."""
+        from graph_ir.logical_axes import LogicalAxes
+
+        return LogicalAxes(self)
 
     def networkx(self) -> networkx.MultiDiGraph[Node]:
         """A networkx view: nodes are this graph's nodes, edges carry the value that flows."""

@@ -127,7 +127,6 @@ class LogicalAxes:
     """
 
     def __init__(self, graph: Graph) -> None:
-        self.graph = graph
         self._value_atoms: dict[Value, list[list[_Atom]]] = {}
         self._name_atoms: dict[Node, dict[str, list[_Atom]]] = {}
         for value in graph.inputs:
@@ -192,9 +191,13 @@ class LogicalAxes:
     def _resolve(self, atoms: Iterable[_Atom]) -> tuple[Axis, ...]:
         return tuple([self._axis(leaf) for atom in atoms for leaf in atom.leaves()])
 
-    def add(self, node: Node) -> None:
-        """Learns the axes of a node that is made of values whose axes are known, and unites none."""
-        self._visit(node)
+    def with_nodes(self, nodes: Iterable[Node]) -> LogicalAxes:
+        """The same axes with those of nodes that are made of values whose axes are known, and unite none."""
+        copy = object.__new__(LogicalAxes)
+        vars(copy).update((name, dict(known)) for name, known in vars(self).items())
+        for node in nodes:
+            copy._visit(node)
+        return copy
 
     def of_value(self, value: Value) -> tuple[tuple[Axis, ...], ...]:
         """The axes of each dim of a value, major first; none for a dim of size 1."""

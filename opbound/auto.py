@@ -149,12 +149,11 @@ class AutoSearch:
         return whole_graph(self.bench, "prefill", prompt, None)
 
     def _candidates(self) -> Iterator[Candidate]:
-        from graph_ir.logical_axes import LogicalAxes
         from partitioner.strategies.expert import expert_axes
         from partitioner.strategies.sequence import token_axes
 
         graph = self._first_graph()
-        axes = LogicalAxes(graph)
+        axes = graph.axes
         experts = min((a.size for a in expert_axes(graph, axes)), default=1)
         tokens = min((a.size for a in token_axes(graph, axes)), default=1)
         layers = sum(b.count for b in graph.blocks) or len(graph.nodes)

@@ -61,14 +61,13 @@ class _Explainer:
 
     def run(self) -> NodeSplit:
         """Splits the model as it is, and in all other ways for this operator."""
-        from graph_ir.logical_axes import LogicalAxes
         from partitioner.partition import partition
 
         parts = partition(self.graph, self.strategy, self._node_s)
         cost = self._step(parts)
         self.step_s = cost.step_time_s
         local = self._local(parts)
-        axes = LogicalAxes(self.graph).of_node(self.node)
+        axes = self.graph.axes.of_node(self.node)
         rows, reasons = [], []
         if self.options.devices > 1:
             for row, reason in self._alternatives():

@@ -344,8 +344,6 @@ def split_graph(graph: Graph, axes: LogicalAxes, plan: Plan) -> Graph:
     ordered = graph if plan.chosen is not None else partial_first(graph, choices.terms.possible)
     if ordered is not graph:
         known = set(graph.nodes)
-        for node in ordered.nodes:
-            if node not in known:
-                axes.add(node)
+        axes = axes.with_nodes(n for n in ordered.nodes if n not in known)
         choices = Placements(ordered, axes, plan)
     return _Split(choices).run()

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from graph_ir.graph import Graph
-from graph_ir.logical_axes import Axis, LogicalAxes
+from graph_ir.logical_axes import Axis
 from partitioner.elimination import Table, least
 from partitioner.mesh import MeshAxis
 from partitioner.placements import Plan
@@ -84,7 +84,7 @@ class Search:
 
     def __init__(self, graph: Graph, mesh_axis: MeshAxis, prices: Prices) -> None:
         self.graph = graph
-        self.axes = LogicalAxes(graph)
+        self.axes = graph.axes
         self.prices = prices
         self.unknowns = Unknowns(graph, self.axes, mesh_axis, batch_axes(graph, self.axes))
         self.sizes = [len(o) for o in self.unknowns.options]

@@ -41,7 +41,7 @@ def split_cached_tokens(graph: Graph, mesh_axis: MeshAxis) -> Graph | None:
     if any(node.phase != "forward" for node in graph.nodes):
         return None
     graph = _spread_writes(_written_in_place(graph))
-    axes = LogicalAxes(graph)
+    axes = graph.axes
     cached = cached_axes(graph, axes)
     if not cached:
         return None
@@ -49,15 +49,15 @@ def split_cached_tokens(graph: Graph, mesh_axis: MeshAxis) -> Graph | None:
     room = {a: ceil(a.size / parts) * parts for a in cached if a.size % parts}
     if room:
         graph = resized(graph, axes, room, (n for found in cached.values() for n in found))
-        axes = LogicalAxes(graph)
+        axes = graph.axes
         cached = cached_axes(graph, axes)
     fused = [n for found in cached.values() for n in found if n.op == "attention"]
     graph = renumbered(graph, {node: _in_parts(node, parts) for node in fused})
-    axes = LogicalAxes(graph)
+    axes = graph.axes
     cached = cached_axes(graph, axes)
     split = {(n.name, _name_of(axes, n, a)) for a, found in cached.items() for n in found}
     graph = decompose(graph, lambda node: _normalises(graph, node, axes, cached.keys()))
-    axes = LogicalAxes(graph)
+    axes = graph.axes
     own = {n.name: axes.of_node(n) for n in graph.nodes}
     return split_graph(graph, axes, Plan(mesh_axis, frozenset(own[n][a][0] for n, a in split)))
 

@@ -146,7 +146,7 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
         return graph
     tensor_parallel = strategy.mesh.axis("tp").size
     for way, part in ways_of(strategy.context_parallel, mesh_axis):
-        axes = LogicalAxes(graph)
+        axes = graph.axes
         tokens = token_axes(graph, axes)
         if tokens:
             graph = _split(graph, axes, tokens, way, part, tensor_parallel)

@@ -83,7 +83,7 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
     mesh_axis = strategy.mesh.axis("dp")
     if mesh_axis.size == 1:
         return graph
-    axes = LogicalAxes(graph)
+    axes = graph.axes
     return split_graph(graph, axes, batch_plan(graph, axes, mesh_axis, "dp={}"))
 
 

@@ -36,7 +36,7 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
     mesh_axis = strategy.mesh.axis("ep")
     if mesh_axis.size == 1:
         return graph
-    axes = LogicalAxes(graph)
+    axes = graph.axes
     experts = expert_axes(graph, axes)
     if not experts:
         raise MeshError(

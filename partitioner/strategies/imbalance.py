@@ -27,7 +27,7 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
     factor = min(strategy.expert_imbalance, float(ranks))
     if factor == 1:
         return graph
-    axes = LogicalAxes(graph)
+    axes = graph.axes
     products = [n for n in graph.nodes if n.op == "grouped_matmul" and n.phase == "forward"]
     tokens = _tokens_of_experts(products, axes)
     return resized(graph, axes, {axis: ceil(axis.size * factor) for axis in tokens}, products)

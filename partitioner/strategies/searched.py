@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from graph_ir.decompose import decompose
 from graph_ir.graph import Graph, Node
-from graph_ir.logical_axes import LogicalAxes
 from partitioner.mesh import MeshAxis
 from partitioner.propagate import split_graph
 from partitioner.search import Found, Search
@@ -34,7 +33,7 @@ def _too_large(found: Found, prices: Prices) -> bool:
 
 def _taken_apart(graph: Graph) -> Graph:
     """The graph without operators that need an axis of a weight whole (a softmax over a vocabulary)."""
-    axes = LogicalAxes(graph)
+    axes = graph.axes
     in_weights = {a for v in graph.parameters for a in axes.all_of(v)}
 
     def wanted(node: Node) -> bool:

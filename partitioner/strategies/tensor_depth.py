@@ -8,7 +8,6 @@ it, and a product's messages are as much smaller as there are layers (Wang et al
 from __future__ import annotations
 
 from graph_ir.graph import Graph
-from graph_ir.logical_axes import LogicalAxes
 from partitioner.propagate import split_graph
 from partitioner.strategies import Pass
 from partitioner.strategies.data import batch_plan
@@ -20,7 +19,7 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
     mesh_axis = strategy.mesh.axis("tp_depth")
     if mesh_axis.size == 1:
         return graph
-    axes = LogicalAxes(graph)
+    axes = graph.axes
     rows, columns = strategy.mesh.axis("tp_rows").size, strategy.mesh.axis("tp").size
     return split_graph(graph, axes, batch_plan(graph, axes, mesh_axis, f"tp={rows}x{columns}x{{}}"))
 
