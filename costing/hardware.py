@@ -230,13 +230,24 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Clock:
+    """The processors' clock."""
+
+    base_hz: float
+    """The clock that is warranted: an idle card works at it until it has been busy for a while."""
+    boost_hz: float
+    """The clock of the peaks."""
+
+
+@dataclass(frozen=True)
 class Launch:
     """What it costs to start a kernel."""
 
     device_latency_s: float
     """Between the end of one kernel and useful work of the next, when launches are queued."""
     host_s: float
-    """Time the host needs to issue one kernel: a bound on short kernels when it is not hidden."""
+    """Time the host needs to issue one operator; the device waits for it unless it is hidden
+    (`costing.host`)."""
     hidden: bool
     """Whether launches are recorded once and replayed (CUDA graphs, ahead-of-time programs)."""
     switch_s: float = 0.0
@@ -245,9 +256,8 @@ class Launch:
 
     @property
     def least_s(self) -> float:
-        """The shortest time from one kernel to the next, however little it does."""
-        queued_s = self.device_latency_s + self.switch_s
-        return queued_s if self.hidden else max(queued_s, self.host_s)
+        """The shortest time from one issued kernel to the next, however little it does."""
+        return self.device_latency_s + self.switch_s
 
 
 @dataclass(frozen=True)
@@ -267,21 +277,26 @@ class Hardware:
     path: str = ""
     energy: Energy | None = None
     """None where nothing is known of the device's power."""
-    base_clock: float = 1.0
-    """The clock that is warranted over the one of the peaks (base over boost): an idle card works at it
-    until it has been busy for a while."""
+    clock: Clock | None = None
+    """None where it is not known, or the same at all times."""
 
     @property
     def main_memory(self) -> MemoryLevel:
         """The level that holds parameters and activations; its capacity is what has to fit them."""
         return self.memory[-1]
 
+    def with_launches(self, *, replayed: bool) -> Hardware:
+        """The same device whose launches are recorded once and replayed, or issued one by one."""
+        return replace(self, launch=replace(self.launch, hidden=replayed))
+
     def at_base_clock(self) -> Hardware:
         """The same device before it raises its clock, as in benchmarks that let it rest between calls.
 
         Engines and caches run at the processors' clock, main memory and links have their own.
         """
-        clock = self.base_clock
+        if self.clock is None:
+            return self
+        clock = self.clock.base_hz / self.clock.boost_hz
         engines = tuple(
             replace(
                 engine,
@@ -300,7 +315,7 @@ class Hardware:
             )
             for level in self.memory[:-1]
         )
-        return replace(self, engines=engines, memory=(*caches, self.main_memory), base_clock=1.0)
+        return replace(self, engines=engines, memory=(*caches, self.main_memory), clock=None)
 
     def level(self, name: str) -> MemoryLevel:
         """The memory level of that name.

@@ -18,6 +18,7 @@ from costing.hardware import (
     GRID,
     SWITCH,
     AttentionKernel,
+    Clock,
     Engine,
     Hardware,
     Launch,
@@ -141,6 +142,14 @@ class _Section:
         entry.done()
         return inner
 
+    def one_of(self, key: str, words: tuple[str, ...]) -> str:
+        """The word that the file gives for `key`, the first one where it gives none."""
+        word = self.sourced(key, required=False)
+        if word is not None and word not in words:
+            known = ", ".join(words)
+            raise HardwareError(f"{self.where(key)}: unknown word {word!r}; known: {known}")
+        return str(word or words[0])
+
     def section(self, key: str) -> _Section:
         joined = f"{self.path}.{key}" if self.path else key
         return _Section(self.get(key), self.file, joined, self.root)
@@ -171,26 +180,24 @@ def _hardware(top: _Section) -> Hardware:
     links = _links(top)
     launch = _launch(top.section("launch"))
     energy = _energy(top, name, links)
-    base_clock = _base_clock(top)
+    clock = _clock(top)
     top.done()
     for key, found in (("engines", engines), ("memory", memory)):
         if not found:
             raise HardwareError(f"{top.where(key)}: at least one entry is needed")
     known = dict(top.sources)
-    return Hardware(
-        name, title, engines, memory, links, launch, known, top.file, energy, base_clock
-    )
+    return Hardware(name, title, engines, memory, links, launch, known, top.file, energy, clock)
 
 
-def _base_clock(top: _Section) -> float:
+def _clock(top: _Section) -> Clock | None:
     if top.get("clock", required=False) is None:
-        return 1.0
+        return None
     s = top.section("clock")
-    base, boost = s.quantity("base", "Hz"), s.quantity("boost", "Hz")
-    if base > boost:
+    clock = Clock(base_hz=s.quantity("base", "Hz"), boost_hz=s.quantity("boost", "Hz"))
+    if clock.base_hz > clock.boost_hz:
         raise HardwareError(f"{s.where('base')}: the base clock is above the boost clock")
     s.done()
-    return base / boost
+    return clock
 
 
 def _energy(top: _Section, name: str, links: tuple[Link, ...]) -> Energy | None:
@@ -236,32 +243,16 @@ def _engine(s: _Section) -> Engine:
         unhidden=s.quantity("unhidden", "fraction", 0.0),
         split_depth_bytes=s.quantity("split_depth", "bytes", 0.0),
         split_latency_s=s.quantity("split_latency", "seconds", 0.0),
-        split_evenly=_split_evenly(s),
+        split_evenly=s.one_of("split", ("even", "parts")) == "even",
         operand_cost=s.quantity("operand_cost", "count", 0.0),
         clock_headroom=s.quantity("clock_headroom", "fraction", 0.0),
-        winograd=_winograd(s),
+        winograd=s.one_of("convolution", ("implicit", "winograd")) == "winograd",
         attention=_attention(s),
     )
     s.done()
     if "default" not in engine.efficiency:
         raise HardwareError(f"{s.where('efficiency')}: the required key 'default' is missing")
     return engine
-
-
-def _split_evenly(s: _Section) -> bool:
-    word = s.sourced("split", required=False)
-    if word not in (None, "even", "parts"):
-        raise HardwareError(f"{s.where('split')}: unknown word {word!r}; known: even, parts")
-    return word != "parts"
-
-
-def _winograd(s: _Section) -> bool:
-    word = s.sourced("convolution", required=False)
-    if word not in (None, "implicit", "winograd"):
-        raise HardwareError(
-            f"{s.where('convolution')}: unknown word {word!r}; known: implicit, winograd"
-        )
-    return word == "winograd"
 
 
 def _attention(s: _Section) -> AttentionKernel:

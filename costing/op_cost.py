@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 COMPUTE = "compute"
 LATENCY = "latency"
+HOST = "host"
 UNKNOWN = "unknown"
 
 

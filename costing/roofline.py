@@ -44,7 +44,6 @@ def classify(
         traffic_bytes: bytes that cross each memory level.
         time_s: of the kernel when it runs again and again, launch included.
     """
-    # A host that issues kernels one by one lets the device wait for short ones.
     launch = hardware.launch.least_s
     time_s = max(time_s + hardware.launch.switch_s, launch)
     every = {**terms, LATENCY: launch}

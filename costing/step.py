@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from costing.accumulation import with_accumulation
 from costing.backward_split import deferred_bytes, weight_gradient_nodes
 from costing.hardware import Hardware
+from costing.host import issued_by_host
 from costing.kernels import Group, eager_groups, inner_values, price_graph
 from costing.memory import MemoryUse, memory_use, stage_memory
 from costing.node_cost import NodePricer
@@ -147,6 +148,7 @@ def part_cost(
     kernels = groups(graph)
     costs = price_graph(graph, hardware, kernels, pricer)
     costs = with_accumulation(graph, hardware, costs, microbatches)
+    costs = issued_by_host(graph, hardware, costs, kernels)
     inner = inner_values(graph, kernels)
     memory = memory_use(graph, inner)
     if not apart:

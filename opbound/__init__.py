@@ -52,6 +52,7 @@ def analyze(
     recompute: str = "none",
     optimizer: str | None = None,
     execution: str = "eager",
+    launches: str | None = None,
     expert_imbalance: float = 1.0,
     allow_unknown: bool = False,
     example_inputs: object = None,
@@ -97,6 +98,8 @@ def analyze(
         recompute: `none`, `selective`, `full`, or (`fit`) on each rank as little as its memory allows.
         optimizer: `adamw` or `sgd`, in training mode (adamw if not given).
         execution: `eager` (one kernel per operator) or `fused`.
+        launches: `replayed` (recorded once, as CUDA graphs) or `issued` one by one by the host, for which
+            short kernels then wait; None: what the device's file says.
         expert_imbalance: in a mixture of experts, the tokens of the busiest expert (of the busiest rank,
             with expert parallelism) over the mean.
         allow_unknown: keep operators without a record as rows that say `unknown`.
@@ -144,6 +147,7 @@ def analyze(
         recompute=recompute,
         optimizer=optimizer,
         execution=execution,
+        launches=launches,
         expert_imbalance=expert_imbalance,
         allow_unknown=allow_unknown,
     )

@@ -87,7 +87,10 @@ class Analysis:
         if options.auto is not None:
             raise OpboundError("--parallel auto only goes with analyze: name the mesh axes here")
         # The cheap input first: a misspelt device is found before a model is traced.
-        self.hardware = hardware or load_hardware(options.hardware)
+        device = hardware or load_hardware(options.hardware)
+        if options.launches is not None:
+            device = device.with_launches(replayed=options.launches == "replayed")
+        self.hardware = device
         self.imports = {} if imports is None else imports
         self.pricer = NodePricer(self.hardware, options.execution == "eager")
         self.workload = workload_of(options)
@@ -219,7 +222,9 @@ class Analysis:
             opbound_version=__version__,
             model=model_info(imported, self.options, microbatches),
             hardware=hardware_info(self.hardware, imported.graph, rows),
-            strategy=strategy_info(self.options, microbatches),
+            strategy=strategy_info(
+                self.options, microbatches, replayed=self.hardware.launch.hidden
+            ),
             mode=self.options.mode,
             coverage=coverage_of(imported.graph.nodes),
             times=times,

@@ -12,6 +12,7 @@ from opbound.options import (
     DEFAULT_NEW_TOKENS,
     DEFAULT_PROMPT_TOKENS,
     EXECUTION,
+    LAUNCHES,
     MODES,
     OPTIMIZERS,
     RECOMPUTE,
@@ -169,6 +170,12 @@ def _add_execution(group: argparse._ArgumentGroup) -> None:
         "hand-written kernels do; or fused by a compiler, attention too (default: %(default)s)",
     )
     group.add_argument(
+        "--launches",
+        choices=LAUNCHES,
+        help="kernels are recorded once and replayed (CUDA graphs), or issued one by one by the host, for "
+        "which short ones then wait (default: what the device's file says)",
+    )
+    group.add_argument(
         "--expert-imbalance",
         type=_ratio,
         default=1.0,
@@ -215,6 +222,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         recompute=arguments.recompute,
         optimizer=arguments.optimizer,
         execution=arguments.execution,
+        launches=arguments.launches,
         expert_imbalance=arguments.expert_imbalance,
         allow_unknown=arguments.allow_unknown,
         **strategy_details(arguments),

@@ -76,6 +76,7 @@ def figures_for(report: Report, row: OpRow | None, hardware_name: str) -> list[F
         "memory": rf"memory\[{re.escape(name)}\]",
         "network": rf"links\[{re.escape(name)}\]\.(bandwidth|devices|local_bandwidth)",
         "latency": r"launch",
+        "host": r"launch\.host",
     }.get(kind)
     if wanted is None:
         return []

@@ -17,6 +17,7 @@ RECOMPUTE = ("none", "selective", "full", "fit")
 BALANCES = ("time", "memory", "fit")
 OPTIMIZERS = ("adamw", "sgd")
 EXECUTION = ("eager", "pointwise", "fused")
+LAUNCHES = ("replayed", "issued")
 ZERO_STAGES = (0, 1, 2, 3)
 SCHEDULES = ("gpipe", "1f1b", "zb-h1", "zb-v", "dualpipe")
 
@@ -90,6 +91,8 @@ class Options:
     optimizer: str | None = None
     """adamw or sgd; training only, where None means adamw."""
     execution: str = "eager"
+    launches: str | None = None
+    """replayed (recorded once, as CUDA graphs) or issued by the host; None: as the device's file says."""
     expert_imbalance: float = 1.0
     """Tokens of the busiest expert (of the busiest rank, where experts are split) over the mean."""
     allow_unknown: bool = False
@@ -102,6 +105,7 @@ class Options:
             ("balance", self.balance, BALANCES),
             ("optimizer", self.optimizer or "adamw", OPTIMIZERS),
             ("execution", self.execution, EXECUTION),
+            ("launches", self.launches or "replayed", LAUNCHES),
         ):
             if value not in known:
                 raise OpboundError(f"{name}={value!r} does not exist; {did_you_mean(value, known)}")

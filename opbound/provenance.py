@@ -131,7 +131,9 @@ def hardware_info(
     )
 
 
-def strategy_info(options: Options, microbatches: int = 1) -> StrategyInfo:
+def strategy_info(
+    options: Options, microbatches: int = 1, *, replayed: bool = True
+) -> StrategyInfo:
     """How the step is split and run."""
     training = options.mode == "training"
     return StrategyInfo(
@@ -145,6 +147,7 @@ def strategy_info(options: Options, microbatches: int = 1) -> StrategyInfo:
         recompute=options.recompute,
         optimizer=(options.optimizer or "adamw") if training else None,
         execution=options.execution,
+        launches="replayed" if replayed else "issued",
     )
 
 

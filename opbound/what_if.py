@@ -85,6 +85,8 @@ def variants(options: Options, hardware: Hardware, base: Report) -> Iterator[Var
         yield Variant("2x network bandwidth", options, _with_network(hardware, 2.0))
     idle = replace(hardware.launch, device_latency_s=0.0, host_s=0.0, switch_s=0.0)
     yield Variant("no launch latency", options, replace(hardware, launch=idle))
+    if not hardware.launch.hidden:
+        yield Variant("launches replayed", replace(options, launches="replayed"), hardware)
     if options.execution == "eager":
         yield Variant("fused execution", replace(options, execution="fused"), hardware)
     if base.model.batch and base.model.batch > 1:

@@ -91,6 +91,8 @@ class StrategyInfo(Record):
     recompute: str = "none"
     optimizer: str | None = None
     execution: str = "eager"
+    launches: str = "replayed"
+    """replayed, or issued one by one by the host."""
 
     def __str__(self) -> str:
         parts = [f"{axis}={size}" for axis, size in self.parallel.items() if size > 1]
@@ -101,7 +103,9 @@ class StrategyInfo(Record):
         parts += [f"recompute={self.recompute}"] if self.recompute != "none" else []
         parts += [self.optimizer] if self.optimizer else []
         devices = "one device" if self.devices == 1 else f"{self.devices} devices"
-        return ", ".join([devices, *parts, self.execution])
+        parts += [self.execution]
+        parts += ["launches issued by the host"] if self.launches == "issued" else []
+        return ", ".join([devices, *parts])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

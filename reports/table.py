@@ -43,7 +43,13 @@ _DISPENSABLE = (
 
 _BAR_LETTERS = 8
 
-_BOUND_STYLES = {"compute": "green", "memory": "yellow", "network": "magenta", "latency": "cyan"}
+_BOUND_STYLES = {
+    "compute": "green",
+    "memory": "yellow",
+    "network": "magenta",
+    "latency": "cyan",
+    "host": "blue",
+}
 
 
 def render_text(

@@ -27,7 +27,7 @@ _TITLES = {
     "memory[].": "Memory, from the nearest level to the farthest",
     "links[].": "Links, from the innermost to the outermost",
 }
-_READS = ("get", "text", "flag", "words", "quantity", "sourced", "section", "sections")
+_READS = ("get", "text", "flag", "words", "quantity", "sourced", "one_of", "section", "sections")
 
 
 class Key(NamedTuple):
@@ -72,6 +72,7 @@ def page() -> str:
 def _kind(key: Key) -> str:
     plain = {"text": "text", "flag": "`true` or `false`", "words": "a word, or a list of words"}
     plain |= {"section": "keys", "sections": "a list of entries", "sourced": "words, with a source"}
+    plain |= {"one_of": "a word, with a source"}
     return key.dimension or plain.get(key.how, "a name and a sentence each")
 
 
@@ -210,7 +211,7 @@ def _key(read: ast.Call, helped: ast.Call | None, fields: dict[int, str]) -> Key
     if how == "section" and helped is not None and len(helped.args) > 1:
         given = helped.args[1]
         dimension = f"{given.value} by dtype" if isinstance(given, ast.Constant) else ""
-    optional = not_required or (how == "quantity" and len(read.args) > 2)
+    optional = not_required or how == "one_of" or (how == "quantity" and len(read.args) > 2)
     field = fields.get(id(read)) or fields.get(id(helped)) or ""
     return Key(str(constants[0]), how, dimension, optional, field)
 

@@ -94,16 +94,6 @@ def test_an_empty_kernel_is_bound_by_latency() -> None:
     assert cost.time_s > 0
 
 
-def test_a_slow_host_bounds_short_kernels_unless_launches_are_hidden() -> None:
-    device = load_hardware("a100-sxm-80gb")
-    slow = replace(device, launch=replace(device.launch, host_s=50e-6, hidden=False))
-    short, long = (streaming_cost(slow, F32, 1, moved, 0) for moved in (1e3, 1e9))
-    assert short.time_s == 50e-6
-    assert short.bound == "latency"
-    assert long.time_s == streaming_cost(device, F32, 1, 1e9, 0).time_s
-    assert long.bound == dram_bound(device)
-
-
 def test_costs_add_and_multiply() -> None:
     device = load_hardware("a100-sxm-80gb")
     one = streaming_cost(device, F32, 1e9, 1e9, 5e8)

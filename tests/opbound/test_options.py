@@ -38,6 +38,7 @@ def test_a_dim_name_may_hold_an_equals_sign():
         ({"recompute": "full"}, "training"),
         ({"prompt_tokens": 8}, "generation"),
         ({"execution": "lazy"}, "eager"),
+        ({"launches": "lazy"}, "replayed"),
     ],
 )
 def test_what_cannot_be(given, says):
