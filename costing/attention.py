@@ -79,7 +79,8 @@ def attention_cost(
     blocks = b * h / packed * np.ceil(s * packed / kernel.rows)
     seen = _mean_keys(s, t, kernel.rows) if causal else t
     # The keys of blocks that leave processors idle are split, if that beats the summing up after.
-    most = np.where(s * packed <= kernel.rows, t / kernel.split_tokens, 1.0)
+    few = (s * packed <= kernel.rows) & (kernel.splits_ungrouped | (h > g))
+    most = np.where(few, t / kernel.split_tokens, 1.0)
     split = np.clip(np.floor(slots / blocks), 1.0, np.maximum(most, 1.0))
     ideal_s = b * h * s * (_mean_keys(s, t, 1) if causal else t) * per_score / slots
 
@@ -119,6 +120,12 @@ def attention_cost(
 
     apart_s = busy_s(split) + np.where(split > 1, kernel.split_latency_s, 0.0)
     busy = np.minimum(busy_s(np.ones_like(split)), apart_s)
+    if kernel.copies_groups:
+        apart = (s == 1) & (h > g) & (g > 1) & (b > 1)
+        copied = 2 * b * h * (d + e) * size
+        start_s = hardware.launch.device_latency_s + first_byte
+        copies_s = 2 * start_s + copied / hardware.main_memory.sustained_bytes_per_s
+        busy = busy + np.where(apart, copies_s, 0.0)
     fixed = hardware.launch.device_latency_s + kernel.latency_s + first_byte
     return KernelCost(fixed + busy, terms, traffic)
 

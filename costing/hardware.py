@@ -56,6 +56,11 @@ class AttentionKernel:
     """Fixed time of the kernels of one attention call beyond a plain launch."""
     unhidden: float = 0.0
     """Fraction of the shorter of computing and fetching that is not hidden behind the longer."""
+    splits_ungrouped: bool = True
+    """Whether the keys are also split where no two heads of queries share them."""
+    copies_groups: bool = False
+    """Whether single queries whose heads share keys are copied to lie together, and the result back:
+    two kernels more, except where they already lie so (one sequence, or one head of keys)."""
 
 
 @dataclass(frozen=True)

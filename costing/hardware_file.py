@@ -273,6 +273,8 @@ def _attention(s: _Section) -> AttentionKernel:
         split_latency_s=a.quantity("split_latency", "seconds", 0.0),
         latency_s=a.quantity("latency", "seconds", 0.0),
         unhidden=a.quantity("unhidden", "fraction", 0.0),
+        splits_ungrouped=a.one_of("split", ("all", "grouped")) == "all",
+        copies_groups=a.one_of("groups", ("in_place", "copied")) == "copied",
     )
     a.done()
     return kernel

@@ -10,14 +10,14 @@ from opbound.validation_operators import SOURCES
 
 LIMITS = {
     # Mean absolute relative errors reached, with a little room.
-    "gemm a100-sxm-80gb": 0.075,
-    "gemm a100-sxm-80gb, m, n, k >= 1024": 0.041,
-    "gemm h100-sxm-80gb": 0.067,
-    "gemm h100-sxm-80gb, m, n, k >= 1024": 0.055,
-    "attention context a100-sxm-80gb": 0.14,
-    "attention generation a100-sxm-80gb": 0.17,
-    "attention context h100-sxm-80gb": 0.125,
-    "attention generation h100-sxm-80gb": 0.122,
+    "gemm a100-sxm-80gb": 0.073,
+    "gemm a100-sxm-80gb, m, n, k >= 1024": 0.038,
+    "gemm h100-sxm-80gb": 0.064,
+    "gemm h100-sxm-80gb, m, n, k >= 1024": 0.052,
+    "attention context a100-sxm-80gb": 0.126,
+    "attention generation a100-sxm-80gb": 0.084,
+    "attention context h100-sxm-80gb": 0.12,
+    "attention generation h100-sxm-80gb": 0.12,
     "all_reduce a100-sxm-80gb": 0.065,
     "all_gather a100-sxm-80gb": 0.07,
     "reduce_scatter a100-sxm-80gb": 0.08,
