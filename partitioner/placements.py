@@ -33,6 +33,8 @@ class Plan:
     batch: frozenset[Axis] = frozenset()
     """Axes of independent samples or tokens: statistics are taken over each device's part of them, and
     lookups and sorts of the data itself are each device's own."""
+    on_batch: frozenset[Node] = frozenset()
+    """Nodes that run split along the batch although others of `axes` come first."""
     parts: frozenset[Node] = frozenset()
     """What an operator was taken apart into so that it can be split along `axes`: split along them only."""
     chosen: Mapping[Node, Axis | AxisRule | None] | None = None
@@ -134,7 +136,7 @@ class Placements:
                 return local
         own = dict.fromkeys(a for axes in self.axes.of_node(node).values() for a in axes)
         choices = (self.plan.axes, *(() if node in self.plan.parts else self.plan.elsewhere))
-        if not any(v.type.dtype.is_float for v in node.outputs):
+        if node in self.plan.on_batch or not any(v.type.dtype.is_float for v in node.outputs):
             # Bookkeeping of a dispatch is each device's own: there the batch goes before the experts.
             # Token numbers and labels are small, and cut where they are needed.
             own = dict.fromkeys(sorted(own, key=lambda axis: axis not in self.plan.batch))

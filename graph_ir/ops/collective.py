@@ -51,7 +51,8 @@ def _equation(
 ) -> Equation:
     """Each result has its operand's dims; one that is gathered or scattered is needed whole."""
     if "split" in attrs and "concat" in attrs:
-        return _exchange(inputs[0].shape, outputs[0].shape, attrs)
+        even = _exchange(inputs[0].shape, outputs[0].shape, attrs)
+        return even or _uneven_exchange(inputs[0].shape, outputs[0].shape)
     sizes: dict[str, int] = {}
     fixed: set[str] = set()
     operands: list[Dims] = []
@@ -90,8 +91,26 @@ def _equation(
     return Equation(tuple(operands), tuple(results), sizes, frozenset(fixed), None)
 
 
-def _exchange(given: Sequence[int], made: Sequence[int], attrs: Mapping[str, Any]) -> Equation:
-    """An all-to-all: `(p b) a -> b (p a)`. What one device sends another, b and a, can be split further."""
+def _uneven_exchange(given: Sequence[int], made: Sequence[int]) -> Equation:
+    """An all-to-all whose messages differ in size: what changes hands is needed whole."""
+    sizes: dict[str, int] = {}
+    dims: list[list[Dim]] = [[], []]
+    for i, (before, after) in enumerate(zip(given, made, strict=True)):
+        names = (f"given{i}", f"made{i}") if i == 0 or before != after else (f"i{i}",) * 2
+        sizes |= dict(zip(names, (before, after), strict=True))
+        for side, name in zip(dims, names, strict=True):
+            side.append((name,))
+    fixed = frozenset(n for n in sizes if not n.startswith("i"))
+    return Equation((tuple(dims[0]),), (tuple(dims[1]),), sizes, fixed, None)
+
+
+def _exchange(
+    given: Sequence[int], made: Sequence[int], attrs: Mapping[str, Any]
+) -> Equation | None:
+    """An all-to-all: `(p b) a -> b (p a)`. What one device sends another, b and a, can be split further.
+
+    None if the parts are uneven.
+    """
     parts = attrs["group_size"]
     (split, split_major, split_minor), (concat, major, minor) = attrs["split"], attrs["concat"]
     sizes = {f"i{i}": n for i, n in enumerate(given)}
@@ -101,6 +120,10 @@ def _exchange(given: Sequence[int], made: Sequence[int], attrs: Mapping[str, Any
         "b": given[split] // (split_major * split_minor * parts),
         "a": made[concat] // (major * minor * parts),
     }
+    if given[split] != split_major * split_minor * parts * sizes["b"]:
+        return None
+    if made[concat] != major * minor * parts * sizes["a"]:
+        return None
     operand: list[Dim] = [(f"i{i}",) for i in range(len(given))]
     result = list(operand)
     if split != concat:
@@ -133,6 +156,8 @@ def _localize(node: Node, name: str, start: int, stop: int) -> dict[str, Any]:
         place = split or concat
         around = (size.get("major0", 1), size.get("minor0", 1))
         return {} if place is None else {what: (place[0], *around)}
+    if "p" not in size:
+        return {}
     m, n, x, a, b = (size[factor] for factor in "mnxab")
     if split[0] != concat[0]:
         return {"split": (split[0], m, n), "concat": (concat[0], x, size["y"])}

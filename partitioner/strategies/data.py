@@ -29,22 +29,44 @@ def batch_axes(graph: Graph, axes: LogicalAxes) -> frozenset[Axis]:
     return frozenset(found)
 
 
+def group_axes(graph: Graph, axes: LogicalAxes) -> frozenset[Axis]:
+    """Axes that make a product of rows many independent ones: weight, operand and result have them."""
+    found: set[Axis] = set()
+    for node in graph.nodes:
+        if node.phase != "forward" or node.op != "grouped_matmul":
+            continue
+        for axis in dict.fromkeys(a for dims in axes.of_node(node).values() for a in dims):
+            rule = axes.rule(node, axis)
+            if rule is not None and None not in (*rule.inputs, *rule.outputs):
+                found.add(axis)
+    return frozenset(found)
+
+
 def reordered_axes(
-    graph: Graph, axes: LogicalAxes, batch: frozenset[Axis], parts: int
+    graph: Graph,
+    axes: LogicalAxes,
+    batch: frozenset[Axis],
+    parts: int,
+    experts: frozenset[Axis] | None = None,
 ) -> frozenset[Axis]:
     """Axes that hold the batch in another order: tokens sorted by expert.
 
     A sort of something that holds the batch results in an axis of its own; each device sorts its own
-    tokens, so a factor of that axis is split with the batch: the minor one, tokens of one expert.
+    tokens, so a factor of that axis is split with the batch: the minor one, tokens of one expert. Its other
+    factors are `experts`, by default all that rows are grouped by.
     """
     found = set(batch)
+    if experts is None:
+        experts = group_axes(graph, axes)
     for node in graph.nodes:
         if node.op != "sort" or found.isdisjoint(axes.all_of(node.inputs[0])):
             continue
         position = node.attrs.get("axis", -1)
         for value in node.outputs:
-            tokens = [a for a in axes.of_value(value)[position] if a.size % parts == 0]
-            found.update(tokens[-1:])
+            own = axes.of_value(value)[position]
+            tokens = [a for a in own if a not in experts]
+            even = [a for a in tokens if a.size % parts == 0]
+            found.update((even or tokens)[-1:])
     return frozenset(found - batch)
 
 

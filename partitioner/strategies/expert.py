@@ -8,27 +8,29 @@ all-to-alls of dispatch and combine (Lepikhin et al. 2021, arXiv 2006.16668, sec
 from __future__ import annotations
 
 from graph_ir.errors import MeshError
-from graph_ir.graph import Graph
+from graph_ir.graph import Graph, Node
 from graph_ir.logical_axes import Axis, LogicalAxes
+from graph_ir.resize import resized
 from partitioner.placements import Plan
 from partitioner.propagate import split_graph
 from partitioner.strategies import Pass
-from partitioner.strategies.data import batch_axes, reordered_axes
+from partitioner.strategies.data import batch_axes, group_axes, reordered_axes
+from partitioner.strategies.token_side import on_own_tokens
 from partitioner.strategy import Strategy
 
 
 def expert_axes(graph: Graph, axes: LogicalAxes) -> frozenset[Axis]:
-    """Axes of weights that make a product many independent ones: weight, operand and result have them."""
+    """The experts: of the axes that rows are grouped by, the major one."""
     weights = {a for v in graph.parameters for a in axes.all_of(v)}
-    found: set[Axis] = set()
-    for node in graph.nodes:
-        if node.phase != "forward" or node.op != "grouped_matmul":
-            continue
-        for axis in (a for dims in axes.of_node(node).values() for a in dims if a in weights):
-            rule = axes.rule(node, axis)
-            if rule is not None and None not in (*rule.inputs, *rule.outputs):
-                found.add(axis)
-    return frozenset(found)
+    found = group_axes(graph, axes)
+    major = {
+        own[0]
+        for node in graph.nodes
+        if node.op == "grouped_matmul"
+        for own in axes.of_node(node).values()
+        if own and own[0] in found
+    }
+    return frozenset(major & weights)
 
 
 def apply(graph: Graph, strategy: Strategy) -> Graph:
@@ -53,8 +55,43 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
                 f"ep={mesh_axis.size} does not divide the {axis.size} {what}; "
                 f"the nearest that works is ep={works}"
             )
-    tokens = batch | reordered_axes(graph, axes, batch, mesh_axis.size)
-    return split_graph(graph, axes, Plan(mesh_axis, experts | tokens, batch=tokens))
+    rows = reordered_axes(graph, axes, batch, mesh_axis.size, experts)
+    if not rows:
+        raise MeshError(
+            f"ep={mesh_axis.size}: the rows that tokens are routed as cannot be shared out over the experts "
+            f"and the devices of {graph.name or 'this graph'}; use a larger --batch, or a power of two"
+        )
+    tokens = batch | rows
+    own = on_own_tokens(graph, axes, experts, tokens)
+    plan = Plan(mesh_axis, experts | tokens, batch=tokens, on_batch=own)
+    local = split_graph(graph, axes, plan)
+    return _rounded_no_more(local)
 
 
-PASS = Pass("expert", 25, apply, axis="ep")
+def _rounded_no_more(graph: Graph) -> Graph:
+    """A rank sorts its own rows: where their number is no multiple of the experts, it was rounded up.
+
+    Behind the exchange it is right: there all rows of an expert are together.
+    """
+    axes = LogicalAxes(graph)
+    sizes: dict[Axis, int] = {}
+    near: list[Node] = []
+    for node in graph.nodes:
+        if node.op != "all_to_all" or node.attrs["axis"] != "ep":
+            continue
+        given, made = node.inputs[0], node.outputs[0]
+        if given.type.elements == made.type.elements:
+            continue
+        dispatch = given.type.elements > made.type.elements
+        rounded, right = (given, made) if dispatch else (made, given)
+        place = node.attrs["concat" if dispatch else "split"][0]
+        size = right.type.shape[place]
+        for axis in axes.of_value(rounded)[place]:
+            if axis.size * size % rounded.type.shape[place] == 0:
+                sizes[axis] = axis.size * size // rounded.type.shape[place]
+                near += [graph.producers[given]] if dispatch else graph.users[made]
+                break
+    return resized(graph, axes, sizes, near) if sizes else graph
+
+
+PASS = Pass("expert", 35, apply, axis="ep")
