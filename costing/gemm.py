@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from costing.hardware import MATRIX, Engine, Hardware, MemoryLevel, Tile
+from costing.hardware import MATRIX, Engine, Hardware, MemoryLevel
 from costing.kernel_cost import Array, KernelCost
 from graph_ir.tensor_type import DType
 
-_CHUNK = 1 << 14
-"""Shapes per pass: the pass's dozens of temporaries then stay in the processor's cache."""
+_CHUNK = 1 << 10
+"""Shapes per pass, for all tiles: the pass's dozens of temporaries then stay in the processor's cache."""
 
 _ACCUMULATOR_BYTES = 4.0
 """Partial sums of a split contraction are kept in 32 bits."""
@@ -103,46 +103,58 @@ class _Shape:
 
 def _best(hardware: Hardware, engine: Engine, rate: float, s: _Shape) -> tuple[Array, Array]:
     """Busy time [shapes] and traffic [levels, shapes] of the fastest candidate."""
-    candidates = _candidates(hardware, engine, rate, s)
-    best, best_traffic = next(candidates)
-    for time, traffic in candidates:
-        better = time < best
-        best = np.where(better, time, best)
-        for kept, new in zip(best_traffic, traffic, strict=True):
-            np.copyto(kept, new, where=better)
+    found = list(_candidates(hardware, engine, rate, s))
+    busy = np.stack([time for time, _ in found], axis=1).reshape(-1, s.m.size)
+    fastest = busy.argmin(axis=0)[None]
+    best = np.take_along_axis(busy, fastest, axis=0)[0]
+    traffic = []
+    for level in range(len(hardware.memory)):
+        moved = np.stack([t[level] for _, t in found], axis=1).reshape(-1, s.m.size)
+        traffic.append(np.take_along_axis(moved, fastest, axis=0)[0])
     flops = 2 * s.m * s.n * s.k * s.batch
-    return _throttled(engine, rate, flops, best), np.stack(best_traffic)
+    return _throttled(engine, rate, flops, best), np.stack(traffic)
 
 
 def _candidates(
     hardware: Hardware, engine: Engine, rate: float, s: _Shape
 ) -> Iterator[tuple[Array, list[Array]]]:
-    """Every tile, whole and with the contraction split: evenly (stream-k) or in equal parts."""
+    """Every tile [tiles, shapes], whole and with the contraction split (stream-k, or in equal parts)."""
     processors = engine.processors
-    for tile in engine.tiles:
-        tiles = s.batch * np.ceil(s.m / tile.m) * np.ceil(s.n / tile.n)
-        waves = np.ceil(tiles / processors)
-        yield _terms(hardware, engine, rate, s, tile, _Runs(tiles, waves, waves))
-        if not engine.split_depth_bytes or not s.splits:
-            continue
-        most = np.maximum(s.k * s.size / engine.split_depth_bytes, 1.0)
-        if engine.split_evenly:
-            runs = tiles / np.minimum(tiles * most, processors)
-            # Every processor leaves at most two tiles unfinished.
-            unfinished = 2 * processors * tile.m * tile.n * _ACCUMULATOR_BYTES
-            split = _Runs(tiles, runs, np.maximum(runs, 1.0), unfinished, engine.split_latency_s)
-            yield _terms(hardware, engine, rate, s, tile, split)
-            continue
-        # As many parts as fill one wave, or a few parts that fill the last of several waves.
-        result = 2 * s.batch * s.m * s.n * _ACCUMULATOR_BYTES
-        for wanted in (np.floor(processors / tiles), 2.0, 3.0):
-            parts = np.clip(wanted, 1.0, most)
-            finished = np.ceil(tiles * parts / processors)
-            partial = np.where(parts > 1, parts * result, 0.0)
-            summed_s = partial / hardware.memory[0].sustained_bytes_per_s
-            extra_s = np.where(parts > 1, engine.split_latency_s + summed_s, 0.0)
-            split = _Runs(tiles, finished / parts, finished, partial, extra_s)
-            yield _terms(hardware, engine, rate, s, tile, split)
+    tile = _Tiles(
+        np.array([[t.m] for t in engine.tiles], dtype=np.float64),
+        np.array([[t.n] for t in engine.tiles], dtype=np.float64),
+    )
+    tiles = s.batch * np.ceil(s.m / tile.m) * np.ceil(s.n / tile.n)
+    waves = np.ceil(tiles / processors)
+    yield _terms(hardware, engine, rate, s, tile, _Runs(tiles, waves, waves))
+    if not engine.split_depth_bytes or not s.splits:
+        return
+    most = np.maximum(s.k * s.size / engine.split_depth_bytes, 1.0)
+    if engine.split_evenly:
+        runs = tiles / np.minimum(tiles * most, processors)
+        # Every processor leaves at most two tiles unfinished.
+        unfinished = 2 * processors * tile.m * tile.n * _ACCUMULATOR_BYTES
+        split = _Runs(tiles, runs, np.maximum(runs, 1.0), unfinished, engine.split_latency_s)
+        yield _terms(hardware, engine, rate, s, tile, split)
+        return
+    # As many parts as fill one wave, or a few parts that fill the last of several waves.
+    result = 2 * s.batch * s.m * s.n * _ACCUMULATOR_BYTES
+    for wanted in (np.floor(processors / tiles), 2.0, 3.0):
+        parts = np.clip(wanted, 1.0, most)
+        finished = np.ceil(tiles * parts / processors)
+        partial = np.where(parts > 1, parts * result, 0.0)
+        summed_s = partial / hardware.memory[0].sustained_bytes_per_s
+        extra_s = np.where(parts > 1, engine.split_latency_s + summed_s, 0.0)
+        split = _Runs(tiles, finished / parts, finished, partial, extra_s)
+        yield _terms(hardware, engine, rate, s, tile, split)
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Sides of all tiles [tiles, 1]."""
+
+    m: Array
+    n: Array
 
 
 @dataclass(frozen=True)
@@ -162,22 +174,22 @@ class _Runs:
 
 
 def _terms(
-    hardware: Hardware, engine: Engine, rate: float, s: _Shape, tile: Tile, shared: _Runs
+    hardware: Hardware, engine: Engine, rate: float, s: _Shape, tile: _Tiles, shared: _Runs
 ) -> tuple[Array, list[Array]]:
-    """Busy time and traffic per level of one tile shape.
+    """Busy time and traffic per level of every tile shape.
 
     Args:
         hardware: the device.
         engine: the engine that multiplies.
         rate: its sustained FLOP/s.
         s: the shapes.
-        tile: the tile.
-        shared: how its tiles are shared out.
+        tile: the tiles.
+        shared: how the result's tiles are shared out.
     """
     per_processor = rate * (1 + engine.clock_headroom) / engine.processors
     area = tile.m * tile.n
     # Large tiles read an operand from on-chip memory for more products each.
-    least = min((t.m + t.n) / (t.m * t.n) for t in engine.tiles)
+    least = ((tile.m + tile.n) / area).min()
     area_as_fed = area + engine.operand_cost * (tile.m + tile.n - least * area)
     fetched = (tile.m + tile.n) * s.size * s.k
     share = hardware.main_memory.sustained_bytes_per_s / engine.processors
@@ -220,7 +232,7 @@ def _flow_s(level: MemoryLevel, traffic: Array, drawn: Array) -> Array:
 
 
 def _main_memory_bytes(
-    hardware: Hardware, engine: Engine, s: _Shape, tile: Tile, result: Array
+    hardware: Hardware, engine: Engine, s: _Shape, tile: _Tiles, result: Array
 ) -> Array:
     """Least traffic, plus what is read again when a wave's rows and columns outgrow the caches.
 

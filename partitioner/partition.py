@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 
+from graph_ir.garbage import no_collection
 from graph_ir.graph import Graph, Node
 from graph_ir.partitioned import PartitionedGraph, Stage
 from partitioner.cell_memory import zero_shares
@@ -18,6 +19,7 @@ PIPELINE_ORDER = 50
 """Strategies of lower order see the whole graph, those of higher order each stage's own."""
 
 
+@no_collection()
 def partition(
     graph: Graph,
     strategy: Strategy,
