@@ -44,6 +44,7 @@ def analyze(
     gradient_dtype: str | None = None,
     context_parallel: str = "",
     async_tp: bool = False,
+    tensor_grid: str = "",
     mesh_order: Sequence[str] = (),
     microbatch: int | None = None,
     schedule: str = "1f1b",
@@ -89,6 +90,8 @@ def analyze(
         context_parallel: how attention sees all tokens: `ulysses`, `allgather`, `ring` or
             `ulysses:N+ring`.
         async_tp: with sequence parallelism, tokens are gathered and scattered beside the products.
+        tensor_grid: with `tp=ROWSxCOLUMNS`, `summa` (samples are split over the rows, weights gathered) or
+            `stationary` (weights stay, activations are reduced); empty for summa in training only.
         mesh_order: mesh axes from neighbouring devices outwards.
         microbatch: samples of one micro-batch on one data-parallel rank.
         schedule: `gpipe`, `1f1b`, `interleaved:V`, `zb-h1`, `zb-v` or `dualpipe`.
@@ -139,6 +142,7 @@ def analyze(
         gradient_dtype=gradient_dtype,
         context_parallel=context_parallel,
         async_tp=async_tp,
+        tensor_grid=tensor_grid,
         mesh_order=mesh_order,
         microbatch=microbatch,
         schedule=schedule,

@@ -112,7 +112,8 @@ def _add_strategy(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--parallel",
         metavar="dp=2,tp=8,pp=4",
-        help="data (dp), tensor (tp), pipeline (pp), context (cp) and expert (ep) parallelism; "
+        help="data (dp), tensor (tp; over rows and columns tp=4x4, with depth tp=4x4x2), pipeline (pp), "
+        "context (cp) and expert (ep) parallelism; "
         "an axis not named has size 1; over auto=N the split is searched axis by axis; auto or "
         "auto:64 (devices) searches the whole strategy",
     )

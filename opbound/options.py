@@ -76,6 +76,8 @@ class Options:
     """ulysses, allgather, ring or ulysses:N+ring; empty: ulysses where the heads divide."""
     async_tp: bool = False
     """With sequence parallelism: tokens are gathered and scattered in pieces beside the products."""
+    tensor_grid: str = ""
+    """How rows of tensor parallelism are used: summa or stationary; empty: summa in training only."""
     mesh_order: Sequence[str] = ()
     """Mesh axes from neighbouring devices outwards; empty: tp, cp, ep, dp, pp."""
     microbatch: int | None = None

@@ -240,6 +240,7 @@ def strategy_of(
         prefetch=options.prefetch,
         context_parallel=options.context_parallel,
         async_tp=options.async_tp,
+        tensor_grid=options.tensor_grid,
         expert_imbalance=options.expert_imbalance,
         pipeline=_pipeline_plan(options, microbatches, bounds, slack),
         prices=Prices(

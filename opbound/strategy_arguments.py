@@ -48,9 +48,16 @@ def add_strategy_details(group: argparse._ArgumentGroup) -> None:
         "another piece runs",
     )
     group.add_argument(
+        "--tensor-grid",
+        choices=("summa", "stationary"),
+        help="with --parallel tp=ROWSxCOLUMNS: samples are split over rows and weights gathered (2D, with "
+        "xDEPTH 2.5D), or weights stay and activations are reduced (default: summa in training, else "
+        "stationary)",
+    )
+    group.add_argument(
         "--mesh-order",
         metavar="tp,cp,ep,dp,pp",
-        help="axes from neighbouring devices outwards (default: tp,cp,ep,dp,pp)",
+        help="axes from neighbouring devices outwards (default: tp,tp_rows,tp_depth,cp,ep,dp,pp)",
     )
 
 
@@ -69,6 +76,7 @@ def strategy_details(arguments: argparse.Namespace) -> dict[str, Any]:
         "overlap": not arguments.no_overlap,
         "gradient_dtype": arguments.gradient_dtype,
         "async_tp": arguments.async_tp,
+        "tensor_grid": arguments.tensor_grid or "",
         "mesh_order": parse_mesh_order(arguments.mesh_order),
     }
 

@@ -35,7 +35,9 @@ def workload_of(options: Options) -> Workload:
     # An expert-parallel group works on samples of its own, as data-parallel replicas do.
     replicas = options.parallel.get("dp", 1) * options.parallel.get("ep", 1)
     # The rows and layers of a tensor-parallel grid share out the samples of one micro-batch.
-    least = options.parallel.get("tp_rows", 1) * options.parallel.get("tp_depth", 1)
+    summa = options.tensor_grid != "stationary" and options.mode == "training"
+    rows = options.parallel.get("tp_rows", 1) if summa or options.tensor_grid == "summa" else 1
+    least = rows * options.parallel.get("tp_depth", 1)
     stages = options.parallel.get("pp", 1)
     pipelined = stages > 1 and options.mode == "training"
     if options.batch is None:

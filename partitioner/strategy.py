@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from graph_ir.errors import MeshError, OpboundError
+from graph_ir.errors import MeshError, OpboundError, did_you_mean
 from graph_ir.graph import Node
 from partitioner.mesh import Mesh
 from partitioner.pipeline_plan import PipelinePlan
+
+TENSOR_GRIDS = ("summa", "stationary")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class Strategy:
     ulysses where the heads divide, else allgather."""
     async_tp: bool = False
     """With sequence parallelism: gathers and scatters of tokens in pieces, beside the products."""
+    tensor_grid: str = ""
+    """How tensor parallelism uses rows (`tp_rows`): summa (samples are split, weights gathered) or
+    stationary (weights stay, activations are reduced); empty: summa in training, else stationary."""
     expert_imbalance: float = 1.0
     """Tokens of the rank whose experts get most, over the mean of all ranks."""
     pipeline: PipelinePlan = field(default_factory=PipelinePlan)
@@ -71,10 +76,20 @@ class Strategy:
                 "context-parallel group, but cp is 1; add cp=N to --parallel"
             )
         rows = self.mesh.axis("tp_rows").size
-        if self.sequence_parallel and rows > 1:
+        if self.tensor_grid not in ("", *TENSOR_GRIDS):
+            raise OpboundError(
+                f"--tensor-grid {self.tensor_grid!r}: {did_you_mean(self.tensor_grid, TENSOR_GRIDS)}"
+            )
+        if self.tensor_grid and rows == 1:
+            raise MeshError(
+                f"--tensor-grid {self.tensor_grid} says how tensor parallelism uses its rows, but there is "
+                "one; write tp=ROWSxCOLUMNS in --parallel"
+            )
+        if self.sequence_parallel and rows > 1 and self.tensor_grid != "stationary":
             raise MeshError(
                 f"--sequence-parallel splits what tensor parallelism in one dim leaves whole, but "
-                f"tp={rows}x{self.mesh.axis('tp').size} splits everything; leave one of them out"
+                f"tp={rows}x{self.mesh.axis('tp').size} splits everything; leave it out, or add "
+                "--tensor-grid stationary"
             )
         if self.sequence_parallel and self.mesh.axis("tp").size == 1:
             raise MeshError(

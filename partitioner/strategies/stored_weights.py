@@ -7,9 +7,10 @@ and its update then follow that axis, whatever else the nodes around them are sp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from graph_ir.decompose import decompose
 from graph_ir.graph import Graph, Node, Value
 from graph_ir.logical_axes import Axis, AxisRule, LogicalAxes
 from partitioner.placements import Placements, Plan
@@ -61,6 +62,89 @@ def products(graph: Graph) -> list[tuple[Node, int]]:
     return found
 
 
+@dataclass(frozen=True)
+class WeightAxes:
+    """The axis along which each product runs split, and its weight lies."""
+
+    of: Mapping[str, Axis]
+    """By the product's name."""
+    weights: Mapping[Value, Axis]
+    whole: Sequence[Node]
+    """Products that no axis of their weight can be split for."""
+
+    @property
+    def all(self) -> frozenset[Axis]:
+        """All these axes."""
+        return frozenset(self.of.values())
+
+    def renamed(self, new: Mapping[Axis, Axis]) -> WeightAxes:
+        """The same in another graph's logical axes."""
+        of = {name: new[a] for name, a in self.of.items()}
+        return WeightAxes(of, {v: new[a] for v, a in self.weights.items()}, self.whole)
+
+    def pins(self, graph: Graph, axes: LogicalAxes) -> Pins:
+        """These decisions for the products, and for all that training derives from them."""
+        pins = Pins()
+        for node in graph.nodes:
+            axis = self.of.get(node.origin) or self.of.get(node.name)
+            if axis is not None and node.definition.kind in ("contraction", "gather"):
+                pins.pin(node, axes.rule(node, axis))
+        for weight, axis in self.weights.items():
+            pin_weight(pins, graph, axes, weight, axis)
+        return pins
+
+
+def weight_axes(
+    graph: Graph, axes: LogicalAxes, choice: Callable[[Node, int], Axis | None]
+) -> WeightAxes:
+    """Chooses an axis for every product with a weight.
+
+    Args:
+        graph: any graph.
+        axes: of the graph.
+        choice: the axis for a product and the place of its weight. Of two readers of one weight, the one with
+            more work is asked; the other follows, if it can.
+    """
+    of: dict[str, Axis] = {}
+    weights: dict[Value, Axis] = {}
+    whole = []
+    for node, place in sorted(products(graph), key=lambda p: -p[0].flops * p[0].count):
+        weight = node.inputs[place]
+        axis = weights.get(weight)
+        if axis is None or axes.rule(node, axis) is None:
+            axis = choice(node, place)
+        if axis is None:
+            whole.append(node)
+        else:
+            of[node.name] = axis
+            weights.setdefault(weight, axis)
+    return WeightAxes(of, weights, whole)
+
+
+def norms_apart(
+    graph: Graph, axes: LogicalAxes, split: frozenset[Axis]
+) -> tuple[Graph, LogicalAxes, Mapping[Axis, Axis]]:
+    """The graph with those operators in parts that need a split axis whole.
+
+    Returns:
+        The graph, its logical axes, and which of them the old ones are.
+    """
+
+    def needs_whole(node: Node) -> bool:
+        own = {a for found in axes.of_node(node).values() for a in found} & split
+        return bool(own) and all(axes.rule(node, a) is None for a in own)
+
+    apart = decompose(graph, needs_whole, norms=True)
+    if apart is graph:
+        return graph, axes, {a: a for a in split}
+    found = LogicalAxes(apart)
+    new: dict[Axis, Axis] = {}
+    for value in (*graph.inputs, *graph.producers):
+        if value in apart.producers or value.kind != "intermediate":
+            new.update(zip(axes.all_of(value), found.all_of(value), strict=True))
+    return apart, found, new
+
+
 def views_of(graph: Graph, value: Value) -> list[Node]:
     """The nodes that make a weight's value out of parameters: views, casts; none for a parameter."""
     found: list[Node] = []
@@ -110,13 +194,3 @@ def _pin_update(pins: Pins, graph: Graph, axes: LogicalAxes, update: Node, axis:
         if rule is not None and all(rule.outputs) and node not in pins.rules:
             pins.pin(node, rule)
             wanted += [v for v, a in zip(node.inputs, rule.inputs, strict=True) if a is not None]
-
-
-def derived_from(graph: Graph, nodes: Iterable[Node]) -> Mapping[str, list[Node]]:
-    """By name of each of some forward nodes: itself, its copies, and what training derives from it."""
-    found: dict[str, list[Node]] = {n.name: [] for n in nodes}
-    for node in graph.nodes:
-        own = found.get(node.origin or node.name)
-        if own is not None:
-            own.append(node)
-    return found

@@ -128,12 +128,12 @@ def _admits(
 
 
 def _indices_from_data(graph: Graph) -> set[Value]:
-    """Integer inputs and what is only a rearrangement of them."""
+    """Integer inputs and what is moved, shifted or masked from them."""
     found = {v for v in graph.inputs if v.kind == "input" and not v.type.dtype.is_float}
     for node in graph.nodes:
-        moves = node.definition.kind == "data_movement" or node.op in ("cast", "copy")
-        if moves and found.intersection(node.inputs):
-            found.update(node.outputs)
+        each = node.definition.kind in ("data_movement", "elementwise")
+        if each and found.intersection(node.inputs):
+            found.update(v for v in node.outputs if not v.type.dtype.is_float)
     return found
 
 
@@ -211,13 +211,24 @@ def require_coverage(
     )
 
 
+def way_of_rows(graph: Graph, strategy: Strategy) -> str:
+    """How a group with rows is split in two dims, by passes of their own; empty for one row.
+
+    Without a choice it is `summa` in training, where a weight that is gathered serves many tokens, and
+    `stationary` else.
+    """
+    if strategy.mesh.axis("tp_rows").size == 1:
+        return ""
+    trains = any(n.phase == "backward" for n in graph.nodes)
+    return strategy.tensor_grid or ("summa" if trains else "stationary")
+
+
 def apply(graph: Graph, strategy: Strategy) -> Graph:
     """Splits the inner axes over the mesh axis `tp`; the token axes elsewhere if asked for."""
     mesh_axis = strategy.mesh.axis("tp")
-    # A group with rows is split in two dims, by passes of their own.
-    if mesh_axis.size == 1 or strategy.mesh.axis("tp_rows").size > 1:
+    if mesh_axis.size == 1 or way_of_rows(graph, strategy) == "summa":
         return graph
-    axes = LogicalAxes(graph)
+    axes = graph.axes
     candidates = inner_axes(graph, axes)
     chosen = choose(candidates, mesh_axis.size)
     require_coverage(candidates, chosen, mesh_axis)
@@ -240,7 +251,7 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
         ),
     )
     if whole is not graph:
-        axes = LogicalAxes(whole)
+        axes = whole.axes
         split = {c.axis for c in choose(inner_axes(whole, axes), mesh_axis.size)}
     elsewhere = token_axes(whole, axes) if strategy.sequence_parallel else frozenset()
     # A decode step has one token, and nothing to split of it; an image model has no tokens at all.

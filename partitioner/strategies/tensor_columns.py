@@ -13,66 +13,44 @@ its statistics.
 
 from __future__ import annotations
 
-from graph_ir.decompose import decompose
+from collections.abc import Callable
+
 from graph_ir.errors import MeshError
-from graph_ir.graph import Graph, Node, Value
+from graph_ir.graph import Graph, Node
 from graph_ir.logical_axes import Axis, LogicalAxes
-from partitioner.mesh import Mesh, MeshAxis
+from partitioner.mesh import Mesh
 from partitioner.placements import Plan
 from partitioner.propagate import split_graph
 from partitioner.strategies import Pass
-from partitioner.strategies.stored_weights import Pins, derived_from, pin_weight, products
-from partitioner.strategies.tensor import choose, inner_axes, require_coverage
+from partitioner.strategies.stored_weights import WeightAxes, norms_apart, products, weight_axes
+from partitioner.strategies.tensor import choose, inner_axes, require_coverage, way_of_rows
 from partitioner.strategy import Strategy
 
 SMALL_SHARE = 0.01
 """Products with less than this share of the FLOPs may run whole on every column."""
 
 
-class _Columns:
-    """Which axis the products of a graph are split along, and with them their weights."""
+def _choice(
+    axes: LogicalAxes, inner: frozenset[Axis], parts: int
+) -> Callable[[Node, int], Axis | None]:
+    """Of a weight's axes, one of the result before a contracted one, an inner one before others."""
 
-    def __init__(
-        self, graph: Graph, mesh_axis: MeshAxis, inner: frozenset[Axis], axes: LogicalAxes
-    ):
-        self.graph = graph
-        self.axes = axes
-        self.parts = mesh_axis.size
-        self.inner = inner
-        self.weights: dict[Value, Axis] = {}
-        self.of: dict[Node, Axis] = {}
-        self.whole: list[Node] = []
-        """Products that no axis of their weight divides over the columns."""
-        # Of two readers of one weight, the one with more work says where it lies.
-        for node, place in sorted(products(graph), key=lambda p: -p[0].flops * p[0].count):
-            weight = node.inputs[place]
-            axis = self.weights.get(weight)
-            if axis is None or axes.rule(node, axis) is None:
-                axis = self._choice(node, place)
-            if axis is None:
-                self.whole.append(node)
-            else:
-                self.of[node] = axis
-                self.weights.setdefault(weight, axis)
-
-    def _choice(self, node: Node, place: int) -> Axis | None:
-        """An axis of the weight: one of the result before a contracted one, an inner one before others."""
+    def choice(node: Node, place: int) -> Axis | None:
         found: list[tuple[int, Axis]] = []
-        for axis in self.axes.all_of(node.inputs[place]):
-            rule = self.axes.rule(node, axis)
-            if rule is None or (axis.size % self.parts and axis not in self.inner):
+        for axis in axes.all_of(node.inputs[place]):
+            rule = axes.rule(node, axis)
+            if rule is None or (axis.size % parts and axis not in inner):
                 continue
             # An axis of weight, operand and result makes many products of one (experts, groups).
-            several = all(rule.inputs)
-            worse = 4 * (not all(rule.outputs)) + 2 * several + (axis not in self.inner)
+            several = all((*rule.inputs, *rule.outputs))
+            worse = 4 * (not all(rule.outputs)) + 2 * several + (axis not in inner)
             found.append((worse, axis))
         return min(found, key=lambda c: c[0])[1] if found else None
 
-    def split(self) -> frozenset[Axis]:
-        return self.inner | set(self.of.values())
+    return choice
 
 
-def _require_split(columns: _Columns, graph: Graph, mesh: Mesh) -> None:
+def _require_split(columns: WeightAxes, graph: Graph, axes: LogicalAxes, mesh: Mesh) -> None:
     """Raises if a product with much work has a weight that the columns do not divide."""
     rows, count = mesh.axis("tp_rows").size, mesh.axis("tp").size
     if not columns.of:
@@ -83,8 +61,7 @@ def _require_split(columns: _Columns, graph: Graph, mesh: Mesh) -> None:
     large = [n for n in columns.whole if n in heavy]
     if large:
         sizes = {
-            n: [a.size for a in columns.axes.all_of(n.inputs[places[n]]) if not a.blocked]
-            for n in heavy
+            n: [a.size for a in axes.all_of(n.inputs[places[n]]) if not a.blocked] for n in heavy
         }
         works = next(
             n for n in range(count, 0, -1) if all(any(s % n == 0 for s in sizes[h]) for h in heavy)
@@ -96,50 +73,23 @@ def _require_split(columns: _Columns, graph: Graph, mesh: Mesh) -> None:
         )
 
 
-def _moved(
-    split: frozenset[Axis], graph: Graph, before: LogicalAxes, after: LogicalAxes
-) -> frozenset[Axis]:
-    """The same axes in other logical axes of the same inputs."""
-    return frozenset(
-        new
-        for value in graph.inputs
-        for old, new in zip(before.all_of(value), after.all_of(value), strict=True)
-        if old in split
-    )
-
-
 def apply(graph: Graph, strategy: Strategy) -> Graph:
     """Splits all widths over the mesh axis `tp` if the group has rows."""
     mesh_axis, rows = strategy.mesh.axis("tp"), strategy.mesh.axis("tp_rows").size
-    if mesh_axis.size == 1 or rows == 1:
+    if mesh_axis.size == 1 or way_of_rows(graph, strategy) != "summa":
         return graph
-    axes = LogicalAxes(graph)
+    axes = graph.axes
     candidates = inner_axes(graph, axes)
     chosen = choose(candidates, mesh_axis.size)
     require_coverage(candidates, chosen, mesh_axis, rows)
     inner = frozenset(c.axis for c in chosen)
-    columns = _Columns(graph, mesh_axis, inner, axes)
-    _require_split(columns, graph, strategy.mesh)
-    split = columns.split()
-
-    def needs_whole(node: Node) -> bool:
-        own = {a for f in axes.of_node(node).values() for a in f} & split
-        return bool(own) and all(axes.rule(node, a) is None for a in own)
-
-    whole = decompose(graph, needs_whole, norms=True)
-    if whole is not graph:
-        old, axes = axes, LogicalAxes(whole)
-        inner, split = (_moved(s, graph, old, axes) for s in (inner, split))
-        columns = _Columns(whole, mesh_axis, inner, axes)
-    pins = Pins()
-    family = derived_from(whole, columns.of)
-    for product, axis in columns.of.items():
-        for node in family[product.name]:
-            if node.definition.kind in ("contraction", "gather"):
-                pins.pin(node, axes.rule(node, axis))
-    for weight, axis in columns.weights.items():
-        pin_weight(pins, whole, axes, weight, axis)
-    return split_graph(whole, axes, pins.applied(whole, axes, Plan(mesh_axis, split)))
+    columns = weight_axes(graph, axes, _choice(axes, inner, mesh_axis.size))
+    _require_split(columns, graph, axes, strategy.mesh)
+    split = inner | columns.all
+    graph, axes, new = norms_apart(graph, axes, split)
+    columns, split = columns.renamed(new), frozenset(new[a] for a in split)
+    plan = columns.pins(graph, axes).applied(graph, axes, Plan(mesh_axis, split))
+    return split_graph(graph, axes, plan)
 
 
 PASS = Pass("tensor_columns", 10, apply)

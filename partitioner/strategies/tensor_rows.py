@@ -17,6 +17,7 @@ from partitioner.propagate import split_graph
 from partitioner.strategies import Pass
 from partitioner.strategies.data import batch_plan
 from partitioner.strategies.stored_weights import Pins, pin_weight, products
+from partitioner.strategies.tensor import way_of_rows
 from partitioner.strategy import Strategy
 
 
@@ -67,9 +68,9 @@ def _scattered_at_once(graph: Graph, mesh_axis: MeshAxis) -> Graph:
 def apply(graph: Graph, strategy: Strategy) -> Graph:
     """Splits samples and weights over the mesh axis `tp_rows`."""
     mesh_axis = strategy.mesh.axis("tp_rows")
-    if mesh_axis.size == 1:
+    if way_of_rows(graph, strategy) != "summa":
         return graph
-    axes = LogicalAxes(graph)
+    axes = graph.axes
     plan = batch_plan(graph, axes, mesh_axis, f"tp={{}}x{strategy.mesh.axis('tp').size}")
     pins = _stored_along(graph, axes, mesh_axis)
     return _scattered_at_once(split_graph(graph, axes, pins.applied(graph, axes, plan)), mesh_axis)

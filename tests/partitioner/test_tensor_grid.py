@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ranks import PartitionedRun, StageRun, numbers, one_device
 
-from graph_ir.errors import MeshError
+from graph_ir.errors import MeshError, OpboundError
 from graph_ir.fold import fold
 from graph_ir.graph import Graph, GraphBuilder
 from graph_ir.ops.collective import sent_bytes
@@ -136,6 +136,23 @@ def test_an_onnx_perceptron_on_a_grid(tmp_path: Any) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "mesh", "options"),
+    [
+        ("gpt", grid("2x2"), {}),
+        ("llama", grid("4x2"), {"sequence_parallel": True}),
+        ("tied", grid("2x2x2", pp=3), {}),
+        ("separate", grid("2x2", cp=2, dp=2), {"zero": 3}),
+        ("resnet", grid("2x4"), {}),
+    ],
+    ids=str,
+)
+def test_weights_that_stay_compute_the_same(
+    name: str, mesh: dict[str, int], options: dict[str, Any]
+) -> None:
+    check(name, mesh, tensor_grid="stationary", **options)
+
+
 # --- what ranks send --------------------------------------------------------------------------------------
 
 
@@ -171,6 +188,29 @@ def test_a_gpt_layer_sends_what_optimus_says(q: int, recompute: str) -> None:
     again = recompute == "full"
     assert layer_bytes(rank, "tp", ("recompute",)) == again * 3 * activations
     assert layer_bytes(rank, "tp_rows", ("recompute",)) == again * 8 * weights
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 2), (4, 2), (2, 4)])
+def test_stationary_weights_send_activations_alone(rows: int, columns: int) -> None:
+    """Pope et al. 2022, section 3.2.2: heads and feed-forward over one side, the width over the other."""
+    rank = local(step("gpt")[0], grid(f"{rows}x{columns}"), tensor_grid="stationary")
+    token = B * S * H * BYTES
+    # Three projections and what goes into the fourth; the feed-forward's middle twice.
+    sent = (3 + 1 + 4 + 4) * token // columns * (rows - 1) // rows
+    assert layer_bytes(rank, "tp_rows", ("forward",)) == sent
+    reduced = [
+        n
+        for n in rank.nodes
+        if n.op == "all_reduce" and n.attrs["axis"] == "tp" and n.count == LAYERS
+    ]
+    forward = sum(sent_bytes(n) for n in reduced if n.during == "forward")
+    assert forward == 2 * 2 * token // rows * (columns - 1) // columns
+    stored = {v for v in rank.inputs if v.kind == "parameter"}
+    collectives = [n for n in rank.nodes if n.phase == "communication"]
+    assert not any(stored.intersection(n.inputs) for n in collectives)
+    matrices = [v for v in stored if len(v.type.shape) > 1]
+    whole = {v.name: v.type.elements for v in step("gpt")[0].parameters}
+    assert all(v.type.elements * rows * columns == whole[v.name] for v in matrices)
 
 
 def test_norms_exchange_two_numbers_per_row() -> None:
@@ -275,9 +315,13 @@ def test_a_graph_without_an_axis_to_split_is_named() -> None:
     weight = b.add_input("weight", TensorType((5, 7), DType.FLOAT32), "parameter")
     (y,) = b.emit("linear", [x, weight], [TensorType((4, 5), DType.FLOAT32)], name="only")
     with pytest.raises(MeshError, match="tp=2x2: odd has no product to split"):
-        local(b.build([y]), grid("2x2"))
+        local(b.build([y]), grid("2x2"), tensor_grid="summa")
 
 
 def test_nothing_is_left_to_sequence_parallelism() -> None:
     with pytest.raises(MeshError, match="tp=2x4 splits everything"):
         Strategy(Mesh(grid("2x4")), sequence_parallel=True)
+    with pytest.raises(MeshError, match="how tensor parallelism uses its rows, but there is one"):
+        Strategy(Mesh({"tp": 4}), tensor_grid="summa")
+    with pytest.raises(OpboundError, match="did you mean 'stationary'"):
+        Strategy(Mesh(grid("2x4")), tensor_grid="stationery")
