@@ -7,7 +7,7 @@ that a misspelt one is never ignored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -177,7 +177,8 @@ def _hardware(top: _Section) -> Hardware:
     name, title = top.text("name"), top.text("title")
     engines = tuple(_engine(s) for s in top.sections("engines"))
     memory = tuple(_memory_level(s) for s in top.sections("memory"))
-    links = _links(top)
+    links = tuple(_link(s) for s in top.sections("links", required=False))
+    _check_links(links, top)
     launch = _launch(top.section("launch"))
     energy = _energy(top, name, links)
     clock = _clock(top)
@@ -319,11 +320,16 @@ def _memory_level(s: _Section) -> MemoryLevel:
     return level
 
 
-def _links(top: _Section) -> tuple[Link, ...]:
-    found: list[Link] = []
-    for s in top.sections("links", required=False):
-        link = _link(s, bool(found))
-        inner = (found[-1].devices if found else 1) or 0
+def _check_links(links: Sequence[Link], top: _Section) -> None:
+    """Whether each link can stand on the ones below it."""
+    for s, link, below in zip(
+        top.sections("links", required=False), links, (None, *links), strict=False
+    ):
+        inner = 1 if below is None else below.devices or 0
+        if link.uplink and below is None:
+            raise HardwareError(
+                f"{s.where('uplink')}: there is no link below whose switches it joins"
+            )
         if link.dims and link.devices != inner * prod(link.dims):
             raise HardwareError(
                 f"{s.where('dims')}: a grid of {' x '.join(map(str, link.dims))} does not make "
@@ -334,11 +340,9 @@ def _links(top: _Section) -> tuple[Link, ...]:
                 f"{s.where('shared_by')}: {link.shared_by} devices share a port, but the link below "
                 f"joins {inner}; put a link in front that joins those that share it"
             )
-        found.append(link)
-    return tuple(found)
 
 
-def _link(s: _Section, above: bool) -> Link:
+def _link(s: _Section) -> Link:
     devices = s.quantity("devices", "count", 0.0)
     topology = s.words("topology", TOPOLOGIES)[0] if s.get("topology", False) else SWITCH
     uplink = s.flag("uplink") if s.get("uplink", False) is not None else False
@@ -362,8 +366,6 @@ def _link(s: _Section, above: bool) -> Link:
         raise HardwareError(f"{s.where('protocols')}: at least one entry is needed")
     if topology != SWITCH and link.devices is None:
         raise HardwareError(f"{s.where()}: a {topology} link needs its number of devices")
-    if uplink and not above:
-        raise HardwareError(f"{s.where('uplink')}: there is no link below whose switches it joins")
     return link
 
 
