@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graph_ir.equation import bind
 from graph_ir.errors import ModelFileError
 from graph_ir.graph import Value
 from graph_ir.tensor_type import DType, TensorType
@@ -86,9 +85,12 @@ def _mixture(e: Emitter, node: OnnxNode, layers: Sequence[_Layer]) -> Sequence[V
     scores, index = e.emit_all(node, "topk", [probabilities], types, {"axis": 1}, "choice")
     rows = tokens * chosen
     flat = e.reshape(node, x, (tokens, hidden), "rows")
-    order = e.reshape(node, index, (rows,), "order")
+    numbers = index.type.with_shape((rows,))
+    by_token = e.reshape(node, index, (rows,), "by_token")
+    _, order = e.emit_all(node, "sort", [by_token], [numbers] * 2, {"axis": 0}, "order")
+    token = e.emit(node, "floor_divide", [order], numbers, {"scalar": chosen}, "token")
     sent = flat.type.with_shape((rows, hidden))
-    sorted_rows = e.emit(node, "gather", [flat, order], sent, {"axis": 0}, "dispatch")
+    sorted_rows = e.emit(node, "gather", [flat, token], sent, {"axis": 0}, "dispatch")
     pieces: list[Value] = []
     share, more = divmod(rows, experts)
     row = expert = 0
@@ -101,8 +103,13 @@ def _mixture(e: Emitter, node: OnnxNode, layers: Sequence[_Layer]) -> Sequence[V
     done = pieces[0]
     if len(pieces) > 1:
         done = e.emit(node, "concat", pieces, sent, {"axis": 0}, "all")
+    every = [
+        e.emit(node, "fill", [], numbers, {"start": 0, "step": 1}, f"every{i}") for i in (0, 1)
+    ]
+    back = e.emit(node, "scatter_nd", [every[0], order, every[1]], numbers, None, "back")
+    returned = e.emit(node, "gather", [done, back], sent, {"axis": 0}, "return")
     weight = e.reshape(node, scores, (rows, 1), "scores")
-    weighted = e.emit(node, "mul", [done, weight], done.type, {"epilogue": True}, "weighted")
+    weighted = e.emit(node, "mul", [returned, weight], sent, {"epilogue": True}, "weighted")
     split = e.reshape(node, weighted, (tokens, chosen, hidden), "choices")
     summed = flat.type.with_shape((tokens, hidden))
     total = e.emit(
@@ -160,25 +167,32 @@ def _product(
 ) -> Value:
     """Rows sorted by expert times each expert's own weight [n, k]."""
     label = f"{tag}{layer.name}"
-    weight = _part(e, node, _weight(e, node, layer), first, count, f"{label}.experts")
-    out = rows.type.with_shape((rows.type.shape[0], weight.type.shape[1]))
-    text = "(e t) k, e n k -> (e t) n"
-    try:
-        equation = bind(text, [rows.type.shape, weight.type.shape], [out.shape])
-    except ValueError as error:
-        raise ModelFileError(f"{node.label}: {layer.name} does not fit ({error})") from None
-    value = e.emit(node, "einsum", [rows, weight], out, {"equation": equation}, label)
+    weight = _weight(e, node, layer)
+    every, wide, deep = weight.type.shape
+    if deep != rows.type.shape[1]:
+        raise ModelFileError(
+            f"{node.label}: {layer.name} does not fit (weights {list(weight.type.shape)} for rows of "
+            f"{rows.type.shape[1]})"
+        )
+    attrs = {"perm": (0, 2, 1), "view": True}
+    turned = weight.type.with_shape((every, deep, wide))
+    weight = e.emit(node, "transpose", [weight], turned, attrs, f"{label}.turned")
+    weight = _part(e, node, weight, first, count, f"{label}.experts")
+    out = rows.type.with_shape((rows.type.shape[0], wide))
+    value = e.emit(node, "grouped_matmul", [rows, weight], out, None, label)
     if layer.scales is not None:
         scales = _part(e, node, e.operand(layer.scales), first, count, f"{label}.own_scales")
-        attrs = {"epilogue": True}
-        value = e.emit(node, "apply_scales", [value, scales], out, attrs, f"{label}.scales")
+        value = e.emit(
+            node, "apply_scales", [value, scales], out, {"epilogue": True}, f"{label}.scales"
+        )
     if layer.bias is not None:
         bias = _part(e, node, e.operand(layer.bias), first, count, f"{label}.own_bias")
         grouped = (count, out.shape[0] // count, out.shape[1])
         three = e.reshape(node, value, grouped, f"{label}.by_expert")
         column = e.reshape(node, bias, (count, 1, out.shape[1]), f"{label}.bias_view")
-        attrs = {"epilogue": True}
-        three = e.emit(node, "add", [three, column], three.type, attrs, f"{label}.bias")
+        three = e.emit(
+            node, "add", [three, column], three.type, {"epilogue": True}, f"{label}.bias"
+        )
         value = e.reshape(node, three, out.shape, f"{label}.result")
     return value
 

@@ -71,22 +71,34 @@ class _Routed:
         return [*emitter.nodes, product]
 
 
-def _routed(graph: Graph, node: Node) -> _Routed | None:
-    """A grouped product of all rows, with all experts or the first ones as an importer reads them."""
-    if node.op != "grouped_matmul":
-        return None
-    rows, weight = node.inputs
-    first, source = graph.producers.get(weight), graph.producers.get(rows)
-    if source is not None and source.op == "slice" and _cuts(source):
-        # One of two products, for the experts that get a row more and those that do not.
-        return None
-    if first is None or first.op != "slice" or not _cuts(first):
-        return _Routed(node, weight, None)
-    return _Routed(node, first.inputs[0], first)
+def _routed(graph: Graph) -> list[_Routed]:
+    """Products of all rows, with all experts or with the first ones, as an importer reads them.
+
+    Not those whose rows do not divide: there, experts that get a row more stand apart from the others.
+    """
+    found: dict[Value, list[_Routed]] = {}
+    for node in graph.nodes:
+        if node.op != "grouped_matmul":
+            continue
+        weight = node.inputs[1]
+        first = graph.producers.get(weight)
+        if first is not None and first.op == "slice" and _shortens(first):
+            weight = first.inputs[0]
+        else:
+            first = None
+        found.setdefault(_stored(graph, weight), []).append(_Routed(node, weight, first))
+    return [alone[0] for alone in found.values() if len(alone) == 1]
 
 
-def _cuts(node: Node) -> bool:
+def _shortens(node: Node) -> bool:
     return node.inputs[0].type.shape[0] != node.outputs[0].type.shape[0]
+
+
+def _stored(graph: Graph, value: Value) -> Value:
+    """What a view of a weight is a view of."""
+    while (maker := graph.producers.get(value)) is not None and maker.attrs.get("view"):
+        value = maker.inputs[0]
+    return value
 
 
 def apply(graph: Graph, strategy: Strategy) -> Graph:
@@ -95,7 +107,7 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
     if replicas * ranks == 1 or any(node.phase != "forward" for node in graph.nodes):
         return graph
     replaced: dict[Node, list[Node]] = {}
-    for routed in (r for r in (_routed(graph, n) for n in graph.nodes) if r is not None):
+    for routed in _routed(graph):
         active = routed.active(replicas, ranks)
         each = routed.rows // routed.experts // replicas
         if active is None or (active == routed.experts and each % ranks == 0):

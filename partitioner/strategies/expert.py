@@ -41,9 +41,7 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
     axes = graph.axes
     experts = expert_axes(graph, axes)
     if not experts:
-        raise MeshError(
-            f"ep={mesh_axis.size}: {graph.name or 'this graph'} has no experts to split; leave ep out"
-        )
+        raise MeshError(f"ep={mesh_axis.size}: {_why_none(graph)}")
     batch = batch_axes(graph, axes)
     for axis, what in [*((a, "experts") for a in experts), *((a, "samples") for a in batch)]:
         if axis.size % mesh_axis.size:
@@ -66,6 +64,22 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
     plan = Plan(mesh_axis, experts | tokens, batch=tokens, on_batch=own)
     local = split_graph(graph, axes, plan)
     return _rounded_no_more(local)
+
+
+def _why_none(graph: Graph) -> str:
+    """Why no experts are found."""
+    name = graph.name or "this graph"
+    products = [n for n in graph.nodes if n.op == "grouped_matmul" and n.phase == "forward"]
+    for node in products:
+        # Where rows do not divide, some experts stand apart from the others.
+        whole = [graph.producers.get(v) for v in node.inputs]
+        if all(n is not None and n.op == "slice" for n in whole):
+            rows, experts = (n.inputs[0].type.shape[0] for n in whole if n is not None)
+            return (
+                f"the {rows} rows that tokens of {name} are routed as are no multiple of the {experts} "
+                "experts; use a --batch or a --sequence that makes them one"
+            )
+    return f"{name} has no experts to split; leave ep out"
 
 
 def _rounded_no_more(graph: Graph) -> Graph:

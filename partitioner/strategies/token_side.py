@@ -46,7 +46,8 @@ def on_own_tokens(
         """Bytes that change hands if the node runs (along the tokens, along the experts)."""
         found = [0, 0]
         for value in rows.of(node.inputs):
-            found[graph.producers.get(value) not in with_experts] += value.type.bytes
+            there = value in weights or graph.producers.get(value) in with_experts
+            found[not there] += value.type.bytes
         for value in rows.of(node.outputs):
             found[with_experts.isdisjoint(users.get(value, ()))] += value.type.bytes
         return found[0], found[1]
