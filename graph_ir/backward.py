@@ -149,9 +149,7 @@ class _Walk:
             if carry.argument not in self.required:
                 continue
             initial = self._incoming(carry.result, body[-1])
-            argument = Value(
-                f"{carry.result.name}.grad.carried", carry.result.type, "carried", block.count
-            )
+            argument = self._carried(carry.result, block)
             scope.gradients[carry.result] = argument
             carried.append((carry, argument, initial))
         for value in inside:
@@ -161,7 +159,7 @@ class _Walk:
         sums: list[tuple[Value, Value, Value]] = []
         for value in shared:
             initial = self._incoming(value, body[-1])
-            argument = Value(f"{value.name}.grad.carried", value.type, "carried", block.count)
+            argument = self._carried(value, block)
             scope.gradients[value] = argument
             sums.append((value, argument, initial))
         start = len(self.builder.nodes)
@@ -189,6 +187,12 @@ class _Walk:
             self._insert_recomputation(start, body, self.recompute(body))
         if len(self.builder.nodes) > start:
             self.blocks.append(Block(start, len(self.builder.nodes), block.count, tuple(carries)))
+
+    def _carried(self, value: Value, block: Block) -> Value:
+        """What the repetitions of a backward block hand on: a value's gradient so far."""
+        # What one block leaves and another one reads has a gradient in both.
+        name = self.builder.unique(f"{value.name}.grad.carried")
+        return Value(name, value.type, "carried", block.count)
 
     def _incoming(self, value: Value, near: Node) -> Value:
         """The gradient known before a backward block, zeros if there is none yet."""

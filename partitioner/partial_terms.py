@@ -49,7 +49,7 @@ class PartialTerms:
         """Terms that no other term is the reason for."""
         results = set(graph.outputs)
         begin_as_term = {
-            c.argument for b in graph.blocks for c in b.carries if self._is_zero(c.initial)
+            c.argument for b in graph.blocks for c in b.carries if self.is_zero(c.initial)
         }
         found = self._find(begin_as_term, hopeful=True)
         self._inside = {v for v in found if v not in results and self._is_read(v)}
@@ -76,6 +76,11 @@ class PartialTerms:
         """Whether the node's results are terms, because what it reads is."""
         return self._passes(node, [v for v in node.inputs if self.waits(v, node)])
 
+    def is_zero(self, value: Value) -> bool:
+        """Whether it is what a sum begins with: a term of it, wherever it lies."""
+        producer = self._graph.producers.get(value)
+        return producer is not None and producer.op == "fill" and producer.attrs["value"] == 0.0
+
     def _is_read(self, value: Value) -> bool:
         return value in self._graph.users or value in self._begins or value in self._ends
 
@@ -101,10 +106,6 @@ class PartialTerms:
             if self._passes(node, [v for v in node.inputs if v in found]):
                 found.update(node.outputs)
         return found
-
-    def _is_zero(self, value: Value) -> bool:
-        producer = self._graph.producers.get(value)
-        return producer is not None and producer.op == "fill" and producer.attrs["value"] == 0.0
 
     def _passes(self, node: Node, terms: Sequence[Value]) -> bool:
         """Whether the results are terms if these operands are, and no work is repeated for it."""
@@ -133,12 +134,12 @@ class PartialTerms:
             self._inside = {v for v in self._inside if self._can_wait(v)}
             self._after = {v for v in self._after if self._can_wait_after(v)}
             if not self._by_batch:
-                costs: dict[Value, float] = {}
+                costs: dict[Value, _Cost] = {}
                 for node in reversed(self._graph.nodes):
                     for value in node.outputs:
                         if value in self._inside:
                             costs[value] = self._cost_of_waiting(value, costs)
-                self._inside -= {v for v, cost in costs.items() if cost > v.type.elements}
+                self._inside -= {v for v, cost in costs.items() if cost > _reduced(v)}
             if before == (len(self._inside), len(self._after)):
                 return
 
@@ -166,7 +167,7 @@ class PartialTerms:
         return all(c.argument in self._inside for c in handed)
 
     def _begins_as_term(self, carry: Carry) -> bool:
-        if self._is_zero(carry.initial):
+        if self.is_zero(carry.initial):
             return True
         return carry.initial in (self._after if carry.initial in self._ends else self._inside)
 
@@ -181,16 +182,23 @@ class PartialTerms:
             and bool(outside or value in self._begins)
         )
 
-    def _cost_of_waiting(self, value: Value, costs: Mapping[Value, float]) -> float:
-        """Elements that are reduced in the end if a value waits, per repetition of its block."""
-        total = 0.0
+    def _cost_of_waiting(self, value: Value, costs: Mapping[Value, _Cost]) -> _Cost:
+        """What is reduced in the end if a value waits, per repetition of its block."""
+        found: list[tuple[_Cost, float]] = []
         for reader in self._graph.users.get(value, ()):
             if self._graph.block_of.get(reader) is not self._home[value] and value in self._ends:
                 continue
-            shared_by = sum(self.waits(v, reader) for v in reader.inputs)
-            made = sum(costs.get(v, float(v.type.elements)) for v in reader.outputs)
-            total += made / max(shared_by, 1)
+            terms = sum(self.waits(v, reader) for v in reader.inputs)
+            found += ((costs.get(v, _reduced(v)), 1 / max(terms, 1)) for v in reader.outputs)
         if value in self._ends:
             home = self._home[value]
-            total += value.type.elements / (home.count if home is not None else 1)
-        return total
+            found.append((_reduced(value), 1 / home.count if home is not None else 1.0))
+        return sum(c[0] * share for c, share in found), sum(c[1] * share for c, share in found)
+
+
+_Cost = tuple[float, float]
+"""(elements, messages): of two ways to send as much, the one with fewer messages is better."""
+
+
+def _reduced(value: Value) -> _Cost:
+    return float(value.type.elements), 1.0

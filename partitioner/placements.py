@@ -6,7 +6,7 @@ them runs split along it, by the rule of its equation; all others run whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from graph_ir.graph import Graph, Node, Value
@@ -77,19 +77,26 @@ class Placements:
         self.graph = graph
         self.axes = axes
         self.plan = plan
-        self._natural: dict[Value, Placement] = {}
-        self.rules = {node: self._choose(node) for node in graph.nodes}
-        """The rule each node runs by; None: it runs whole on every device."""
-        if plan.chosen is None:
-            self._compute_whole_what_needs_no_data()
         self.handed_on = {v for c in graph.carries.values() for v in (c.initial, c.result)}
         """What a repeated block receives and leaves."""
+        self._natural: dict[Value, Placement] = {}
+        self.rules: dict[Node, AxisRule | None] = {}
+        """The rule each node runs by; None: it runs whole on every device."""
+        for node in graph.nodes:
+            self.rules[node] = self._choose(node)
+        if plan.chosen is None:
+            self._compute_whole_what_needs_no_data()
+            if not plan.batch:
+                self._gather_before_growth()
         # A scalar that only leaves the graph is a loss to log: data-parallel training leaves it local.
         self.read = {*graph.users, *self.handed_on}
         """Values that matter to anyone."""
         self.read |= {v for v in graph.outputs if v.type.elements > 1}
         self.terms = PartialTerms(graph, self.rules, self._is_whole, bool(plan.batch))
         """The partial terms, and which of them wait for their reduction."""
+        for carry in graph.carries.values():
+            if self.terms.waits(carry.argument) and self.terms.is_zero(carry.initial):
+                self.rules[graph.producers[carry.initial]] = None
 
     def natural(self, value: Value) -> Placement:
         """Where a value is split when nothing else is asked of it."""
@@ -119,9 +126,17 @@ class Placements:
     def _is_whole(self, value: Value) -> bool:
         """Whether nobody has to gather the value."""
         producer = self.graph.producers.get(value)
-        if producer is not None and not self.plan.batch and self.rules[producer] is None:
-            return True
-        return self.natural(value) == WHOLE
+        # A node that has not been decided on yet is asked about by its axes alone.
+        runs_whole = producer in self.rules and self.rules[producer] is None
+        return (runs_whole and not self.plan.batch) or self.natural(value) == WHOLE
+
+    def _lies_split(self, value: Value) -> bool:
+        """Whether a node that is split makes a part of the value on each device."""
+        producer = self.graph.producers.get(value)
+        rule = self.rules.get(producer) if producer is not None else None
+        if producer is None or rule is None:
+            return False
+        return rule.outputs[producer.outputs.index(value)] is not None
 
     def _choose(self, node: Node) -> AxisRule | None:
         if self.plan.chosen is not None:
@@ -140,7 +155,8 @@ class Placements:
             # Bookkeeping of a dispatch is each device's own: there the batch goes before the experts.
             # Token numbers and labels are small, and cut where they are needed.
             own = dict.fromkeys(sorted(own, key=lambda axis: axis not in self.plan.batch))
-            choices = (self.plan.axes | self.plan.batch,)
+            cut = not self.plan.batch and any(map(self._lies_split, node.inputs))
+            choices = (self.plan.axes | self.plan.batch, *(choices[1:] if cut else ()))
         for candidates in choices:
             for axis in own:
                 if axis in candidates:
@@ -175,7 +191,9 @@ class Placements:
             for v, axis in zip(node.outputs, rule.outputs, strict=True)
             if axis is None and any(n.phase != "optimizer" for n in users.get(v, ()))
         ]
-        return sum(v.type.elements for v in terms) <= sum(v.type.elements for v in split)
+        # To reduce is to scatter, and to gather where what results is not kept split.
+        sent = sum(v.type.bytes * (2 if self._is_whole(v) else 1) for v in terms)
+        return sent <= sum(v.type.bytes for v in split)
 
     def _compute_whole_what_needs_no_data(self) -> None:
         """Positions, angles, masks: every device computes them whole, where anyone needs them so.
@@ -198,15 +216,32 @@ class Placements:
             if self.rules[node] is not None and any(map(self._is_wanted_whole, node.outputs)):
                 self.rules[node] = None
 
+    def _gather_before_growth(self) -> None:
+        """What a node only repeats or widens is gathered before it, if all of the result is wanted."""
+        for node in reversed(self.graph.nodes):
+            rule = self.rules[node]
+            axis = None if rule is None else next((a for a in rule.outputs if a), None)
+            if rule is None or axis is None or axis in self.plan.axes or None in rule.outputs:
+                continue
+            if self.handed_on.isdisjoint(node.outputs) and all(
+                set(self._wanted(v)) == {None} for v in node.outputs
+            ):
+                split = [v for v, a in zip(node.inputs, rule.inputs, strict=True) if a]
+                read_bytes = sum(v.type.bytes for v in dict.fromkeys(split))
+                made_bytes = sum(v.type.bytes for v in node.outputs)
+                if read_bytes < made_bytes + node.definition.is_view(node):
+                    self.rules[node] = None
+
     def _is_wanted_whole(self, value: Value) -> bool:
+        return None in self._wanted(value)
+
+    def _wanted(self, value: Value) -> Iterator[Axis | None]:
+        """The axes along which readers want a value split; None for whole."""
         for reader in self.graph.users.get(value, ()):
             rule = self.rules[reader]
-            if rule is None or any(
-                v is value and axis is None
-                for v, axis in zip(reader.inputs, rule.inputs, strict=True)
-            ):
-                return True
-        return False
+            for place, operand in enumerate(reader.inputs):
+                if operand is value:
+                    yield None if rule is None else rule.inputs[place]
 
     def target(self, value: Value) -> Placement:
         """What a partial value is reduced to: whole if all its readers want it whole."""

@@ -434,11 +434,13 @@ class PartitionedRun:
         }
         names = {v.name: v for v in expected.values if v.type.dtype.is_float}
         results = {v for v in self.whole.outputs if v.type.elements > 1}
+        several = len(self.runs) > 1
+        own = {v for run in self.runs for v in _sums_of_copies(run.graph)} if several else set()
         known = [
             (layer, stage, value, names[original_name(value)])
             for stage, run in enumerate(self.runs)
             for value in run.values
-            if original_name(value) in names
+            if original_name(value) in names and value not in own
             for layer in range(value.count)
         ]
         sorts = any(node.op == "sort" for node in self.whole.nodes)
@@ -459,15 +461,27 @@ class PartitionedRun:
     def _first_layer(self, stage: int, value: Value, whole: Value) -> int:
         if whole.count == 1:
             return 0
-        # Values of a block follow the weights of their block: all blocks of a stage hold the same layers.
-        counts = [
-            self.offsets[stage][v.name]
-            for v in self.parts.stages[stage].graph.inputs
-            if v.name in self.offsets[stage]
-            and self.by_name[original_name(v)].count == whole.count
-            and v.count == value.count
-        ]
-        return counts[0] if counts else 0
+        name = original_name(value)
+        # A stage's value stands for the layers that follow those of the stages before it.
+        before = [{original_name(v): v.count for v in run.values} for run in self.runs[:stage]]
+        return sum(counts.get(name, 0) for counts in before)
+
+
+def _sums_of_copies(graph: Graph) -> set[Value]:
+    """What has been summed up so far over the copies of a shared weight, beginning with zero.
+
+    Each stage of a pipeline does so for its own copies, before they add up their sums.
+    """
+    found: set[Value] = set()
+    for block in graph.blocks:
+        for carry in block.carries:
+            producer = graph.producers.get(carry.initial)
+            if producer is not None and producer.op == "fill":
+                found.add(carry.argument)
+    for node in graph.nodes:
+        if node.op == "add" and found.intersection(node.inputs):
+            found.update(node.outputs)
+    return found
 
 
 def _agrees(
