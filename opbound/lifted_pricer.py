@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from costing.node_cost import NodePricer
-from costing.op_cost import OpCost
+from costing.op_cost import HOST, OpCost
 from graph_ir.graph import Node, Value
 from reports import lift
 
@@ -15,7 +15,11 @@ class LiftedPricer(NodePricer):
     """Prices like `base`, with the term of one bound taken out of every node."""
 
     def __init__(self, base: NodePricer, bound: str) -> None:
-        super().__init__(base.hardware)
+        hardware = base.hardware
+        if bound == HOST:
+            # What a device waits for the host is no term of one kernel: it follows from their order.
+            hardware = hardware.with_launches(replayed=True)
+        super().__init__(hardware)
         self._base = base
         self._bound = bound
 
