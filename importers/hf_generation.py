@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from graph_ir.errors import OpboundError
-from importers.hf_cache import Slot, find_slots, flat, layer_classes, make_cache
+from importers.hf_cache import Slot, find_slots, flat, kept, layer_classes, make_cache
 from importers.hf_inputs import TraceCase, causal_mask, tokens
 from importers.hf_states import keeps_states, state_step
 from importers.imported_model import ImportOptions
@@ -258,8 +258,18 @@ def _step_classes() -> tuple[Any, Any]:
             cache = make_cache(config, _layer_count(model), self.slots, kv, self.past)
             given = {self.cache_name: cache, **self.given, **media}
             if attention_mask is not None:
-                given["attention_mask"] = attention_mask
+                given["attention_mask"] = self.masks(config, attention_mask, input_ids.shape[1])
             return model(input_ids=input_ids, **given), cache
+
+        def masks(self, config: Any, mask: Any, new: int) -> Any:
+            """The mask of each kind of layer: one with a window keeps, and masks, the last tokens alone."""
+            windows = [s.window for s in self.slots if s.grows and s.window is not None]
+            length = min((kept(self.past, w) + new for w in windows), default=mask.shape[-1])
+            if length == mask.shape[-1]:
+                return mask
+            last = mask[..., -length:]
+            kinds = set(getattr(config, "layer_types", None) or ())
+            return {k: mask if k == "full_attention" else last for k in kinds} if kinds else last
 
         def forward(
             self, input_ids: Any, attention_mask: Any, *kv: Any, **media: Any

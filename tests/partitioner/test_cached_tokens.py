@@ -45,7 +45,14 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "llama": {**SMALL, **HEADS, "intermediate_size": 64},
     "mixtral": {**SMALL, **HEADS, **MIXTURE, "num_local_experts": 4},
     "deepseek_v3": {**SMALL, **MIXTURE, **LATENT},
-    "gpt_oss": {**SMALL, **HEADS, **MIXTURE, "head_dim": 8, "num_local_experts": 4},
+    "gpt_oss": {
+        **SMALL,
+        **HEADS,
+        **MIXTURE,
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "sliding_window": 8,
+    },
     "t5": {"d_model": WIDTH, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
 }
 
