@@ -9,7 +9,7 @@ wrong: a view, an in-place update and a carried value have no memory of their ow
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -39,6 +39,8 @@ class Life:
     """How many of it there are when the forward pass is done."""
     kind: str
     """One of `CHANGING`."""
+    bytes: int
+    """Of one copy."""
 
 
 class Lifetimes:
@@ -121,7 +123,8 @@ class Lifetimes:
             reads = [*uses.get(root, []), *carried.get(root, [])]
             copies = self._kept_copies(root, start, reads)
             end = max([start, *reads, *first_reads.get(root, [])])
-            found.append(Life(root, start, end, copies, self._kind(root, start, root in made)))
+            kind = self._kind(root, start, root in made)
+            found.append(Life(root, start, end, copies, kind, root.type.bytes))
         return found
 
     def _kind(self, root: Value, start: int, made: bool) -> str:
@@ -145,16 +148,13 @@ class Lifetimes:
         In a forward block as at its last repetition, in a backward block as at its first.
         """
         ends = max(len(self.graph.nodes), 1) + 1
-        steps = {kind: np.zeros(ends) for kind in CHANGING}
-        freed: dict[Block, int] = defaultdict(int)
+        steps: dict[str, Array] = defaultdict(lambda: np.zeros(ends))
         for life in lives:
-            self._add(steps[life.kind], life, freed)
-        for op in ("all_gather", "reduce_scatter"):
-            self._add_messages(steps["communication"], op, freed)
+            self._add(steps[life.kind], life)
         return {kind: np.cumsum(step)[:-1] for kind, step in steps.items()}
 
-    def _add(self, line: Array, life: Life, freed: dict[Block, int]) -> None:
-        size, copies = life.root.type.bytes, life.copies
+    def _add(self, line: Array, life: Life) -> None:
+        size, copies = life.bytes, life.copies
         home = self.block_at[life.start] if life.root.count > 1 else None
         if home is None or copies == 1:
             line[life.start] += size * copies
@@ -170,32 +170,44 @@ class Lifetimes:
         # And the first repetition of a backward block: it frees its copy, the others stay.
         line[life.end + 1] -= size
         line[away.stop] -= size * (copies - 1)
-        freed[away] += size
 
-    def _add_messages(self, line: Array, op: str, freed: dict[Block, int]) -> None:
-        """Adds the buffers through which weights are gathered, or gradients scattered.
+    def messages(self, lives: Sequence[Life]) -> list[Life]:
+        """The buffers through which weights are gathered and gradients scattered.
 
         The tensors of a message stand in one flat buffer of their own, which the next message's takes
         the place of: so two layers' weights are there at a time, the one that computes and the one that
         is being gathered (FSDP2: torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py).
         """
-        at = [i for i, n in enumerate(self.graph.nodes) if n.op == op and _of_weights(n)]
-        for i, following in pairwise([*at, len(self.graph.nodes)]):
-            size = message_bytes(self.graph.nodes[i])
-            block = self.block_at[i]
-            if op == "all_gather":
-                line[i] += size
-                line[following] -= size
-                continue
-            # Gradients are copied when the layer's weights are given back: the buffer takes their place.
-            line[i + 1] += size
-            line[min(following + 1, len(self.graph.nodes))] -= size
-            if block is not None and following >= block.stop:
-                # From the second repetition on it is there from the start, when the one before has
-                # freed what it had saved.
-                more = max(size - freed[block], 0)
-                line[block.start] += more
-                line[i + 1] -= more
+        found = []
+        for op in ("all_gather", "reduce_scatter"):
+            at = [i for i, n in enumerate(self.graph.nodes) if n.op == op and _of_weights(n)]
+            for i, following in pairwise([*at, len(self.graph.nodes)]):
+                node = self.graph.nodes[i]
+                size, root = message_bytes(node), node.outputs[0]
+                if op == "all_gather":
+                    found.append(Life(root, i, following - 1, 1, "communication", size))
+                    continue
+                # Gradients are copied when the layer's weights are given back: the buffer takes their
+                # place.
+                last = min(following, len(self.graph.nodes) - 1)
+                found.append(Life(root, min(i + 1, last), last, 1, "communication", size))
+                block = self.block_at[i]
+                if block is not None and following >= block.stop:
+                    # From the second repetition on it is there from the start, when the one before
+                    # has freed what it had saved.
+                    more = max(size - self._freed_bytes(block, lives), 0)
+                    found.append(Life(root, block.start, i, 1, "communication", more))
+        return found
+
+    def _freed_bytes(self, block: Block, lives: Sequence[Life]) -> int:
+        """What one repetition of a backward block frees of what the forward pass saved."""
+        freed = 0
+        for life in lives:
+            home, away = self.block_at[life.start], self.block_at[life.end]
+            kept = life.copies > 1 and life.root.count > 1 and home is not block
+            if kept and home is not None and away is block and home.count == block.count:
+                freed += life.bytes
+        return freed
 
 
 def _of_weights(node: Node) -> bool:

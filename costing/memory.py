@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from costing.lifetimes import CHANGING, Lifetimes
+from costing.allocator import POOLS, block, reserved_bytes
+from costing.lifetimes import CHANGING, Life, Lifetimes
 from costing.lifetimes import backward_start as backward_start
 from graph_ir.graph import Graph, Value
 
@@ -37,6 +38,8 @@ class MemoryUse:
     )
     """Of each kind that changes, what there is of one micro-batch at each node of the folded graph: in a
     forward block at the last repetition, in a backward block at the first."""
+    rounding_bytes: int = 0
+    """What an allocator that cuts blocks from segments takes beyond the tensors' own bytes."""
 
     @property
     def peak_bytes(self) -> int:
@@ -74,48 +77,62 @@ def memory_use(graph: Graph, inner: Iterable[Value] = frozenset()) -> MemoryUse:
     """
     times = Lifetimes(graph, inner)
     kinds = dict.fromkeys(KINDS, 0)
-    lives = times.lives(_resident(times, kinds))
+    kept, resident = _resident(times)
+    for value, kind in kept.items():
+        kinds[kind] += value.type.bytes * value.count
+    lives = times.lives(resident)
     if not graph.nodes:
         return MemoryUse(kinds, 0)
-    lines = times.lines(lives)
-    peak = int(np.argmax(sum(lines.values())))
-    kinds |= {kind: round(float(line[peak])) for kind, line in lines.items()}
     saved = sum(
-        life.root.type.bytes * life.copies
+        life.bytes * life.copies
         for life in lives
         if life.kind == "activations" and life.start < times.first_backward <= life.end
     )
-    return MemoryUse(kinds, saved, {kind: tuple(line.tolist()) for kind, line in lines.items()})
+    lives += times.messages(lives)
+    lines = dict.fromkeys(CHANGING, np.zeros(len(graph.nodes))) | times.lines(lives)
+    peak = int(np.argmax(sum(lines.values())))
+    kinds |= {kind: round(float(line[peak])) for kind, line in lines.items()}
+    points = {kind: tuple(line.tolist()) for kind, line in lines.items()}
+    reserved = _reserved_bytes(times, kept, lives)
+    return MemoryUse(kinds, saved, points, max(reserved - sum(kinds.values()), 0))
 
 
-def _resident(times: Lifetimes, kinds: dict[str, int]) -> set[Value]:
-    """Adds up what lives through the whole step, and returns those values' storage."""
-    resident: set[Value] = set()
+def _reserved_bytes(times: Lifetimes, kept: Iterable[Value], lives: Iterable[Life]) -> int:
+    """What an allocator that cuts blocks from segments takes from the device."""
+    peaks = dict.fromkeys(POOLS, 0)
+    for value in kept:
+        pool, size = block(value.type.bytes)
+        peaks[pool] += size * value.count
+    pools = []
+    for life in lives:
+        pool, size = block(life.bytes)
+        pools.append(replace(life, kind=pool, bytes=size))
+    for pool, line in times.lines(pools).items():
+        peaks[pool] += round(float(line.max()))
+    return reserved_bytes(peaks)
 
-    def keep(value: Value, kind: str) -> None:
-        root = times.root(value)
-        if root not in resident:
-            resident.add(root)
-            kinds[kind] += root.type.bytes * root.count
 
+def _resident(times: Lifetimes) -> tuple[dict[Value, str], set[Value]]:
+    """Storage that lives through the whole step, by kind; and that with all that takes its place."""
+    kept: dict[Value, str] = {}
+    replaced: set[Value] = set()
     for value in times.graph.inputs:
         if value.role == "kv_cache":
-            keep(value, "kv_cache")
+            kept.setdefault(times.root(value), "kv_cache")
         elif value.kind in ("parameter", "buffer", "constant"):
-            keep(value, "parameters")
+            kept.setdefault(times.root(value), "parameters")
         elif value.kind == "state":
-            keep(value, "optimizer")
+            kept.setdefault(times.root(value), "optimizer")
     for node in times.graph.nodes:
         if node.phase == "optimizer" and node.definition.kind == "optimizer":
             # Gradients are allocated once and summed over micro-batches.
-            keep(_accumulated(times.graph, node.inputs[1]), "gradients")
-            resident.add(times.root(node.inputs[1]))
-            for value in node.outputs:
-                resident.add(times.root(value))
+            kept.setdefault(times.root(_accumulated(times.graph, node.inputs[1])), "gradients")
+            replaced.add(times.root(node.inputs[1]))
+            replaced.update(times.root(value) for value in node.outputs)
         for value in node.outputs:
             if value.role == "kv_cache":
-                keep(value, "kv_cache")
-    return resident
+                kept.setdefault(times.root(value), "kv_cache")
+    return kept, replaced | kept.keys()
 
 
 def _accumulated(graph: Graph, gradient: Value) -> Value:
