@@ -258,6 +258,8 @@ class Launch:
     switch_s: float = 0.0
     """What a kernel takes longer after a different one than when it runs again and again, as in a
     benchmark: its instructions and operands are cold, and it waits for the last of the other."""
+    view_s: float = 0.0
+    """Time the host needs for an operator that only looks at a tensor otherwise and launches nothing."""
 
     @property
     def least_s(self) -> float:

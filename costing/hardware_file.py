@@ -394,6 +394,7 @@ def _launch(s: _Section) -> Launch:
         host_s=s.quantity("host", "seconds"),
         hidden=s.flag("hidden"),
         switch_s=s.quantity("switch", "seconds", 0.0),
+        view_s=s.quantity("view", "seconds", 0.0),
     )
     s.done()
     return launch

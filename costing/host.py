@@ -2,7 +2,7 @@
 
 The host issues kernels in the graph's order, `launch.host` each, and runs ahead: behind long kernels it
 gains a lead that short ones then use up. Where the lead is gone the device waits, and its waits are
-added to the short kernels. Views cost the host a little too, which is left out.
+added to the short kernels. Views launch nothing, but take the host a while too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from costing.hardware import Hardware
+from costing.hardware import Hardware, Launch
 from costing.op_cost import HOST, OpCost, largest
 from graph_ir.graph import Block, Graph, Node
 
@@ -35,15 +35,15 @@ def issued_by_host(
     found = dict(costs)
     if hardware.launch.hidden:
         return found
-    issue_s = hardware.launch.host_s
+    launch = hardware.launch
     # A kernel is issued with its first node; its other nodes only take their part of its time.
     first = {group[0] for group in kernels if any(costs[node].time_s for node in group)}
-    for node, wait_s in _waits(graph, issue_s, costs, first).items():
+    for node, wait_s in _waits(graph, launch, costs, first).items():
         cost = costs[node]
         time_s = cost.time_s + wait_s
         terms = dict(cost.terms)
         if wait_s > _NOTICED * cost.time_s:
-            terms[HOST] = min(issue_s, time_s)
+            terms[HOST] = min(launch.host_s, time_s)
         found[node] = replace(
             cost,
             time_s=time_s,
@@ -55,7 +55,7 @@ def issued_by_host(
 
 
 def _waits(
-    graph: Graph, issue_s: float, costs: Mapping[Node, OpCost], first: set[Node]
+    graph: Graph, launch: Launch, costs: Mapping[Node, OpCost], first: set[Node]
 ) -> dict[Node, float]:
     """Mean wait of each kernel of the compute stream, by its first node.
 
@@ -63,6 +63,7 @@ def _waits(
     than the host does, by what they lack: which of them finds the lead used up is chance.
     """
     waits: dict[Node, float] = {}
+    issue_s = launch.host_s
     issued = done = 0.0
     for block, members in _segments(graph):
         times = 1 if block is None else block.count
@@ -70,6 +71,8 @@ def _waits(
         for _ in range(times):
             for node in members:
                 repeated = node.count if block is None else 1
+                if node.definition.is_view(node):
+                    issued += launch.view_s * repeated
                 issued += issue_s * repeated if node in first else 0.0
                 if node.definition.kind == "collective":
                     continue
@@ -84,8 +87,11 @@ def _waits(
             for node in members
             if node in first and node.definition.kind != "collective"
         }
+        if not any(lacks.values()):
+            # All take longer than the host for themselves: it was held up by views.
+            lacks = dict.fromkeys(lacks, 1.0)
         total = sum(lack * (node.count if block is None else 1) for node, lack in lacks.items())
-        waits |= {node: waited / times * lack / total for node, lack in lacks.items() if total}
+        waits |= {node: waited / times * lack / total for node, lack in lacks.items()}
     return waits
 
 

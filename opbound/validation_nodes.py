@@ -32,7 +32,21 @@ DEVICES = {
     "NVIDIA_A100_80GB_PCIe": "a100-pcie-80gb",
     "NVIDIA_A100-PCIE-40GB": "a100-pcie-40gb",
     "Tesla_V100-PCIE-32GB": "v100-pcie-32gb",
+    "Tesla_V100-SXM2-32GB": "v100-sxm2-32gb",
+    "Tesla_T4": "t4",
+    "NVIDIA_A10": "a10",
+    "NVIDIA_A30": "a30",
+    "NVIDIA_A100-SXM4-80GB": "a100-sxm-80gb",
+    "NVIDIA_L4": "l4",
+    "NVIDIA_L40S": "l40s",
+    "NVIDIA_H100_80GB_HBM3": "h100-sxm-80gb",
+    "NVIDIA_H200": "h200-sxm-141gb",
+    "NVIDIA_B200": "b200",
+    "AMD_Instinct_MI210": "mi210",
+    "AMD_Instinct_MI250": "mi250x",
+    "AMD_Instinct_MI300X": "mi300x",
 }
+"""Folders by the name that the driver gives a card; a table of any of them is compared where it lies."""
 _ELEMENTWISE = {
     **{name: name for name in ("add", "mul", "sub", "tanh", "gelu", "pow")},
     "truediv": "div",

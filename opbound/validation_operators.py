@@ -21,8 +21,8 @@ SOURCES = {
     collectives: "ai-dynamo/aiconfigurator, NCCL on 2, 4 and 8 GPUs, fp16",
     convolution: "NeuSight, conv2d in fp32 without TF32, A100-80GB PCIe: calls one by one at the base "
     "clock; counts the host's time, which grows by 60 ns with every shape measured before",
-    moe: "ai-dynamo/aiconfigurator, vllm 0.24.0's experts: in bf16 Triton's, tokens shared out evenly or by a "
-    "power law; in fp8 with scales per block Triton's and CUTLASS's",
+    moe: "ai-dynamo/aiconfigurator, vllm 0.24.0's experts: in bf16 Triton's, tokens shared out evenly or by "
+    "a power law; in fp8 with scales per block Triton's and CUTLASS's",
     sums: _FX_NODES,
     by_node: f"{_FX_NODES}; mean error weighted by measured time",
 }

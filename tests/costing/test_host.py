@@ -87,6 +87,23 @@ def test_short_kernels_are_bound_by_the_host_and_long_ones_are_not() -> None:
         assert all(cost.time_s >= seconds for seconds in cost.terms.values())
 
 
+@pytest.mark.parametrize("kernel_s", [0.2 * HOST_S, 1.2 * HOST_S])
+def test_views_hold_the_host_up(kernel_s: float) -> None:
+    b = GraphBuilder()
+    x = b.add_input("x", TensorType((64, 64), DType.BFLOAT16))
+    for _ in range(10):
+        (x,) = b.emit("tanh", [x], [x.type])
+        for _ in range(2):
+            (x,) = b.emit("reshape", [x], [x.type], {"view": True})
+    graph = b.build([x])
+    costs = price_graph(graph, ISSUED)
+    costs = {n: replace(c, time_s=kernel_s if c.time_s else 0.0) for n, c in costs.items()}
+    waiting = issued_by_host(graph, ISSUED, costs, eager_groups(graph))
+    views_s = 18 * A100.launch.view_s  # those behind the last kernel hold nothing up
+    assert views_s > 0
+    assert total_s(graph, waiting) == pytest.approx(10 * HOST_S + views_s + kernel_s)
+
+
 def test_replayed_launches_wait_for_nobody() -> None:
     graph = layers(3, 64)
     costs = price_graph(graph, A100)

@@ -1,6 +1,7 @@
 """Holds the errors against measured tables from growing. Skipped where the tables are absent."""
 
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -54,4 +55,5 @@ def test_errors_do_not_grow(compare: Callable[[Path], Iterator[Comparison]]) -> 
     if folder is None:
         pytest.skip("the measured tables are not here; set OPBOUND_SHARED to the folder above them")
     for comparison in compare(folder):
-        assert comparison.mean <= LIMITS[comparison.name], comparison.name
+        # A table that is not of the usual set has no limit yet.
+        assert comparison.mean <= LIMITS.get(comparison.name, inf), comparison.name
