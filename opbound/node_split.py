@@ -79,7 +79,8 @@ class _Explainer:
                 size=size,
                 axes=tuple(a.size for a in axes.get(name, ())),
                 split=self._split_of(name, local),
-                local_size=local.equation.sizes.get(name, size),
+                # A dim of which a rank holds one element has no name there.
+                local_size=local.equation.sizes.get(name, 1),
             )
             for name, size in self.node.equation.sizes.items()
         )

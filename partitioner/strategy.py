@@ -80,6 +80,11 @@ class Strategy:
             raise OpboundError(
                 f"--tensor-grid {self.tensor_grid!r}: {did_you_mean(self.tensor_grid, TENSOR_GRIDS)}"
             )
+        if rows > 1 and self.mesh.axis("auto").size > 1:
+            raise MeshError(
+                f"auto={self.mesh.axis('auto').size} searches a split of its own, which rows of tensor "
+                "parallelism do not follow; leave auto or the rows out"
+            )
         if self.tensor_grid and rows == 1:
             raise MeshError(
                 f"--tensor-grid {self.tensor_grid} says how tensor parallelism uses its rows, but there is "

@@ -323,5 +323,7 @@ def test_nothing_is_left_to_sequence_parallelism() -> None:
         Strategy(Mesh(grid("2x4")), sequence_parallel=True)
     with pytest.raises(MeshError, match="how tensor parallelism uses its rows, but there is one"):
         Strategy(Mesh({"tp": 4}), tensor_grid="summa")
+    with pytest.raises(MeshError, match="auto=2 searches a split of its own"):
+        Strategy(Mesh(grid("2x2", auto=2)))
     with pytest.raises(OpboundError, match="did you mean 'stationary'"):
         Strategy(Mesh(grid("2x4")), tensor_grid="stationery")
