@@ -15,6 +15,7 @@ from graph_ir.tensor_type import DType
 
 if TYPE_CHECKING:
     from costing.energy import Energy
+    from costing.runtime import Runtime
 
 MATRIX = "matrix"
 VECTOR = "vector"
@@ -286,6 +287,8 @@ class Hardware:
     """None where nothing is known of the device's power."""
     clock: Clock | None = None
     """None where it is not known, or the same at all times."""
+    runtime: Runtime | None = None
+    """None where nothing is known of what a framework takes of the memory."""
 
     @property
     def main_memory(self) -> MemoryLevel:

@@ -28,11 +28,14 @@ from costing.hardware import (
     Tile,
 )
 from costing.hardware_base import read_device
+from costing.runtime import Runtime
 from costing.units import parse_quantity
 from graph_ir.errors import HardwareError, OpboundError, did_you_mean
 from graph_ir.tensor_type import DType
 
 SPECS = Path(__file__).parent / "hardware_specs"
+RUNTIMES = Path(__file__).with_name("runtimes.yaml")
+ALLOCATORS = ("caching", "plain")
 ALGORITHMS = ("ring", "tree", "in_network", "nvls", "pairwise")
 TOPOLOGIES = (SWITCH, DIRECT, GRID)
 KINDS = ("matrix", "vector")
@@ -182,12 +185,15 @@ def _hardware(top: _Section) -> Hardware:
     launch = _launch(top.section("launch"))
     energy = _energy(top, name, links)
     clock = _clock(top)
+    runtime = _runtime(top)
     top.done()
     for key, found in (("engines", engines), ("memory", memory)):
         if not found:
             raise HardwareError(f"{top.where(key)}: at least one entry is needed")
     known = dict(top.sources)
-    return Hardware(name, title, engines, memory, links, launch, known, top.file, energy, clock)
+    return Hardware(
+        name, title, engines, memory, links, launch, known, top.file, energy, clock, runtime
+    )
 
 
 def _clock(top: _Section) -> Clock | None:
@@ -199,6 +205,40 @@ def _clock(top: _Section) -> Clock | None:
         raise HardwareError(f"{s.where('base')}: the base clock is above the boost clock")
     s.done()
     return clock
+
+
+def _runtime(top: _Section) -> Runtime | None:
+    """The section `runtime`, or the one of `runtimes.yaml` that the file names."""
+    given = top.get("runtime", required=False)
+    if given is None:
+        return None
+    name = top.file
+    if isinstance(given, str):
+        table = read_device(RUNTIMES, SPECS)
+        if given not in table:
+            raise HardwareError(
+                f"{top.where('runtime')}: there is no {given!r} in {RUNTIMES.name}; "
+                f"{did_you_mean(given, table)}"
+            )
+        name, given = given, table[given]
+    s = _Section(given, top.file, "runtime", top.root)
+    channels: dict[str, int] = {}
+    if s.get("channels", required=False) is not None:
+        inner = s.section("channels")
+        channels = {kind: int(inner.quantity(kind, "count")) for kind in inner.data}
+    runtime = Runtime(
+        name=name,
+        context_bytes=s.quantity("context", "bytes"),
+        product_workspace_bytes=s.quantity("product_workspace", "bytes", 0.0),
+        connection_bytes=s.quantity("connection", "bytes", 0.0),
+        pair_connection_bytes=s.quantity("pair_connection", "bytes", 0.0),
+        channels=channels,
+        pair_channels=int(s.quantity("pair_channels", "count", 0.0)),
+        caches=s.get("allocator", required=False) is not None
+        and s.words("allocator", ALLOCATORS) == ("caching",),
+    )
+    s.done()
+    return runtime
 
 
 def _energy(top: _Section, name: str, links: tuple[Link, ...]) -> Energy | None:
@@ -220,14 +260,14 @@ def _energy(top: _Section, name: str, links: tuple[Link, ...]) -> Energy | None:
 
 
 def _known_energy(name: str, links: tuple[Link, ...]) -> Energy | None:
-    from costing.technology import build_of, link_energy, memory
+    from costing.technology import build_of, link_energy, memory_energy
 
     build = build_of(name)
     if build is None:
         return None
     known = {link.name: link_energy(link.kind, link.bandwidth_bytes_per_s) for link in links}
     each = {name: joules for name, joules in known.items() if joules is not None}
-    joules_per_byte = memory(build.memory).joules_per_byte
+    joules_per_byte = memory_energy(build.memory, build.node)
     return Energy(build.watts, build.idle_watts, joules_per_byte, each)
 
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from costing.allocator import POOLS, block, reserved_bytes
 from costing.lifetimes import CHANGING, Life, Lifetimes
-from costing.lifetimes import backward_start as backward_start
 from graph_ir.graph import Graph, Value
 
 KINDS = (
@@ -40,11 +39,18 @@ class MemoryUse:
     forward block at the last repetition, in a backward block at the first."""
     rounding_bytes: int = 0
     """What an allocator that cuts blocks from segments takes beyond the tensors' own bytes."""
+    overhead_bytes: Mapping[str, int] = field(default_factory=dict)
+    """What no tensor takes, for each of `costing.runtime.OVERHEADS`; empty where nothing is known of it."""
 
     @property
     def peak_bytes(self) -> int:
-        """Sum over the kinds."""
+        """Of the tensors: sum over the kinds."""
         return sum(self.by_kind_bytes.values())
+
+    @property
+    def total_bytes(self) -> int:
+        """What has to fit the device: tensors and overhead."""
+        return self.peak_bytes + sum(self.overhead_bytes.values())
 
 
 def stage_memory(parts: Sequence[MemoryUse], held_bytes: float) -> MemoryUse:

@@ -15,6 +15,7 @@ from costing.node_cost import NodePricer
 from costing.op_cost import OpCost
 from costing.pipeline_timeline import PassSeconds, PipelineTimeline, StageSeconds, simulate
 from costing.pipeline_work import BACKWARD, FORWARD, INPUT, WEIGHT
+from costing.runtime import overhead_bytes
 from costing.schedule import Schedule
 from costing.timeline import PassTime, StageTimes, late_sends, once_per_step, stage_times
 from graph_ir.graph import Graph, Node
@@ -57,7 +58,7 @@ class StepCost:
     @property
     def fullest(self) -> int:
         """Index of the rank with the highest peak of memory."""
-        peaks = [use.peak_bytes for use in self.memory]
+        peaks = [use.total_bytes for use in self.memory]
         return peaks.index(max(peaks))
 
 
@@ -119,7 +120,7 @@ def step_cost(
         busiest=busiest,
         stages=parts,
         pipeline=pipeline,
-        memory=tuple(_memory(row, pipeline, rank) for rank, row in enumerate(parts)),
+        memory=tuple(_memory(row, pipeline, rank, hardware) for rank, row in enumerate(parts)),
     )
 
 
@@ -192,7 +193,12 @@ def _compute_s(row: Sequence[PartCost]) -> float:
     )
 
 
-def _memory(row: Sequence[PartCost], pipeline: PipelineTimeline, rank: int) -> MemoryUse:
+def _memory(
+    row: Sequence[PartCost], pipeline: PipelineTimeline, rank: int, hardware: Hardware
+) -> MemoryUse:
     uses = [part.memory for part in row]
     saved = [use.saved_bytes for use in uses]
-    return stage_memory(uses, pipeline.held(rank, saved, [part.deferred_bytes for part in row]))
+    held = pipeline.held(rank, saved, [part.deferred_bytes for part in row])
+    use = stage_memory(uses, held)
+    overhead = overhead_bytes(hardware, [part.graph for part in row], use.rounding_bytes)
+    return replace(use, overhead_bytes=overhead)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from costing.memory import backward_start
+from costing.lifetimes import backward_start
 from costing.op_cost import COMPUTE, OpCost, network_bound
 from graph_ir.graph import Block, Graph, Node, Value
 
