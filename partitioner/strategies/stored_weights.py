@@ -27,13 +27,13 @@ class Pins:
     """The axes that values are kept split along."""
 
     def pin(self, node: Node, rule: AxisRule | None) -> None:
-        """Lets a node run by a rule, and its results lie so; nothing if there is no such rule."""
-        if rule is None:
+        """Lets a node run by a rule, and its results lie so; what was pinned before stays."""
+        if rule is None or node in self.rules:
             return
         self.rules[node] = rule
-        self.lies.update(
-            {v: a for v, a in zip(node.outputs, rule.outputs, strict=True) if a is not None}
-        )
+        for value, axis in zip(node.outputs, rule.outputs, strict=True):
+            if axis is not None:
+                self.lies.setdefault(value, axis)
 
     def applied(self, graph: Graph, axes: LogicalAxes, plan: Plan) -> Plan:
         """The plan with these decisions in place of its own."""
@@ -107,10 +107,12 @@ def weight_axes(
     """
     of: dict[str, Axis] = {}
     weights: dict[Value, Axis] = {}
+    stored: dict[Value, Axis] = {}
     whole = []
     for node, place in sorted(products(graph), key=lambda p: -p[0].flops * p[0].count):
         weight = node.inputs[place]
-        axis = weights.get(weight)
+        parameters = _parameters_of(graph, weight)
+        axis = next((stored[v] for v in parameters if v in stored), None)
         if axis is None or axes.rule(node, axis) is None:
             axis = choice(node, place)
         if axis is None:
@@ -118,6 +120,8 @@ def weight_axes(
         else:
             of[node.name] = axis
             weights.setdefault(weight, axis)
+            for value in parameters:
+                stored.setdefault(value, axis)
     return WeightAxes(of, weights, whole)
 
 
@@ -137,7 +141,7 @@ def norms_apart(
     apart = decompose(graph, needs_whole, norms=True)
     if apart is graph:
         return graph, axes, {a: a for a in split}
-    found = LogicalAxes(apart)
+    found = apart.axes
     new: dict[Axis, Axis] = {}
     for value in (*graph.inputs, *graph.producers):
         if value in apart.producers or value.kind != "intermediate":
@@ -145,7 +149,13 @@ def norms_apart(
     return apart, found, new
 
 
-def views_of(graph: Graph, value: Value) -> list[Node]:
+def _parameters_of(graph: Graph, value: Value) -> list[Value]:
+    """What a weight's value is computed from: often the value itself."""
+    read = (value, *(v for n in _views_of(graph, value) for v in n.inputs))
+    return [v for v in dict.fromkeys(read) if v not in graph.producers]
+
+
+def _views_of(graph: Graph, value: Value) -> list[Node]:
     """The nodes that make a weight's value out of parameters: views, casts; none for a parameter."""
     found: list[Node] = []
     wanted = [value]
@@ -167,17 +177,17 @@ def pin_weight(pins: Pins, graph: Graph, axes: LogicalAxes, value: Value, axis: 
         value: what a product reads: a parameter or computed from parameters alone.
         axis: of the value.
     """
-    views = views_of(graph, value)
+    views = _views_of(graph, value)
     names = {n.name for n in views}
     for node in graph.nodes if names else ():
         if node in views or node.origin in names:
             pins.pin(node, axes.rule(node, axis))
-    stored = {value, *(v for n in views for v in n.inputs)} & set(graph.inputs)
-    for parameter in (v for v in stored if axis in axes.all_of(v)):
-        pins.lies[parameter] = axis
-        for reader in graph.users.get(parameter, ()):
-            if reader.phase == "optimizer":
-                _pin_update(pins, graph, axes, reader, axis)
+    for parameter in _parameters_of(graph, value):
+        if axis in axes.all_of(parameter) and parameter not in pins.lies:
+            pins.lies[parameter] = axis
+            for reader in graph.users.get(parameter, ()):
+                if reader.phase == "optimizer":
+                    _pin_update(pins, graph, axes, reader, axis)
 
 
 def _pin_update(pins: Pins, graph: Graph, axes: LogicalAxes, update: Node, axis: Axis) -> None:

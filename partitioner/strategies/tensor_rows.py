@@ -11,34 +11,29 @@ from __future__ import annotations
 from dataclasses import replace
 
 from graph_ir.graph import Graph, Node
-from graph_ir.logical_axes import AxisRule, LogicalAxes
+from graph_ir.logical_axes import Axis, LogicalAxes
 from partitioner.mesh import MeshAxis
 from partitioner.propagate import split_graph
 from partitioner.strategies import Pass
 from partitioner.strategies.data import batch_plan
-from partitioner.strategies.stored_weights import Pins, pin_weight, products
+from partitioner.strategies.stored_weights import Pins, pin_weight, weight_axes
 from partitioner.strategies.tensor import way_of_rows
 from partitioner.strategy import Strategy
 
 
 def _stored_along(graph: Graph, axes: LogicalAxes, mesh_axis: MeshAxis) -> Pins:
     """Lets every product's weight lie along an axis that it sums over, or else another one."""
+
+    def choice(node: Node, place: int) -> Axis | None:
+        own = axes.all_of(node.inputs[place])
+        able = [a for a in own if a.size % mesh_axis.size == 0 and not a.blocked]
+        summed = [a for a in able if (rule := axes.rule(node, a)) and not all(rule.outputs)]
+        return next(iter((*summed, *able)), None)
+
     pins = Pins()
-    done = set()
-    for node, place in sorted(products(graph), key=lambda p: -p[0].flops * p[0].count):
-        weight = node.inputs[place]
-        if weight in done:
-            continue
-        done.add(weight)
-        able = [a for a in axes.all_of(weight) if a.size % mesh_axis.size == 0 and not a.blocked]
-        if able:
-            summed = [a for a in able if _sums_over(axes.rule(node, a))]
-            pin_weight(pins, graph, axes, weight, [*summed, *able][0])
+    for weight, axis in weight_axes(graph, axes, choice).weights.items():
+        pin_weight(pins, graph, axes, weight, axis)
     return pins
-
-
-def _sums_over(rule: AxisRule | None) -> bool:
-    return rule is not None and not all(rule.outputs)
 
 
 def _scattered_at_once(graph: Graph, mesh_axis: MeshAxis) -> Graph:

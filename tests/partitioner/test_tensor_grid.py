@@ -136,6 +136,35 @@ def test_an_onnx_perceptron_on_a_grid(tmp_path: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("way", ["summa", "stationary"])
+def test_a_tied_weight_behind_a_view_lies_in_one_way(way: str) -> None:
+    torch = pytest.importorskip("torch")
+    from importers import load
+
+    class Tied(torch.nn.Module):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(24, H)
+            self.inner, self.outer = torch.nn.Linear(H, 64), torch.nn.Linear(64, H)
+
+        def forward(self, tokens: Any, target: Any) -> Any:
+            x = self.table(tokens)
+            x = x + self.outer(torch.relu(self.inner(x)))
+            logits = x @ self.table.weight.transpose(0, 1)
+            return torch.nn.functional.cross_entropy(logits.view(-1, 24), target.view(-1))
+
+    tokens = torch.zeros(B, S, dtype=torch.long)
+    loaded = load(Tied(), example_inputs=(tokens, tokens), mode="training")
+    graph = training_graph(fold(loaded.graph))
+    given = numbers(graph)
+    parts = partition(graph, Strategy(Mesh(grid("2x2")), tensor_grid=way), lambda n: 1.0)
+    assert PartitionedRun(graph, parts, given).check(one_device(graph, given)) > len(graph.nodes)
+    (rank,) = (stage.graph for stage in parts.stages)
+    (table,) = (v for v in rank.parameters if "table" in v.name)
+    assert table.type.elements * 4 == 24 * H
+    assert not any(n.op == "all_to_all" for n in rank.nodes)
+
+
 @pytest.mark.parametrize(
     ("name", "mesh", "options"),
     [
