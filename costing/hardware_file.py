@@ -220,8 +220,10 @@ def _runtime(top: _Section) -> Runtime | None:
                 f"{top.where('runtime')}: there is no {given!r} in {RUNTIMES.name}; "
                 f"{did_you_mean(given, table)}"
             )
-        name, given = given, table[given]
-    s = _Section(given, top.file, "runtime", top.root)
+        name = given
+        s = _Section(table[name], str(RUNTIMES), "")
+    else:
+        s = _Section(given, top.file, "runtime", top.root)
     channels: dict[str, int] = {}
     if s.get("channels", required=False) is not None:
         inner = s.section("channels")
@@ -236,6 +238,7 @@ def _runtime(top: _Section) -> Runtime | None:
         pair_channels=int(s.quantity("pair_channels", "count", 0.0)),
         caches=s.get("allocator", required=False) is not None
         and s.words("allocator", ALLOCATORS) == ("caching",),
+        sources=s.root.sources,
     )
     s.done()
     return runtime

@@ -4,13 +4,16 @@ With area and power budgets relative to the base (1: the same die, the same watt
 
     area of a processor      a = logic / density ratio + (1 - logic) * SRAM cell ratio
     processors               p = floor(area budget * base processors / a)
-    clock                    c = min(speed ratio, power budget / (p / base processors * power ratio))
+    clock                    c = min(speed ratio, power left / (p / base processors * power ratio))
+    power left               (power budget * W - memory' - links') / (W - memory - links)
     FLOP/s, cache bandwidth  base * p / base processors * c
     cache capacity           base * p / base processors
     main memory              stacks * width * rate per pin; stacks * capacity
 
-The first bound of the clock is what the node allows, the second what the power budget feeds; voltage
-is not lowered, so the second is on the safe side. Latencies of a tile shrink with the clock, those of
+The first bound of the clock is what the node allows, the second what the power budget feeds beside memory
+and links at their full rates (W: the base's limit; where it is not known, the budget itself); voltage
+is not lowered, so the second is on the safe side. A memory that takes more power lowers the clock also
+without a new node. Latencies of a tile shrink with the clock, those of
 launches and links do not. What a design does better than its predecessor (wider matrix units) is not
 technology, and not in here.
 
@@ -22,10 +25,10 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from costing.technology import link, link_energy, memory, node
+from costing.technology import link, link_energy, memory, memory_energy, node
 from graph_ir.errors import HardwareError
 
 LOGIC_SHARE = 0.7
@@ -71,8 +74,13 @@ class NodeFactors:
     """What bounds the clock: the node's speed, or the power."""
 
 
-def node_factors(target: Target, processors: int) -> NodeFactors:
+def node_factors(target: Target, processors: int, power: float | None = None) -> NodeFactors:
     """Processors and clock after a change of node.
+
+    Args:
+        target: the technology.
+        processors: of the base.
+        power: what is left for the processors, over the base's; None: the whole budget.
 
     Raises:
         HardwareError: if a node is unknown, or the budget holds no processor.
@@ -87,7 +95,7 @@ def node_factors(target: Target, processors: int) -> NodeFactors:
         raise HardwareError(f"an area of {target.area} times the base's holds no processor")
     ratio = count / processors
     speed = new.speed / old.speed
-    fed = target.power / (ratio * new.power / old.power)
+    fed = (target.power if power is None else power) / (ratio * new.power / old.power)
     return NodeFactors(count, ratio, min(speed, fed), "speed" if speed <= fed else "power")
 
 
@@ -106,22 +114,48 @@ def scaled_device(data: dict[str, Any], name: str, target: Target) -> dict[str, 
     base = str(data["name"])
     made["name"] = name
     changes = []
-    if target.node is not None:
-        changes.append(_scale_node(made, base, target))
     if target.memory is not None:
         changes.append(_scale_memory(made, base, target))
     for generation in target.links:
         changes.append(_scale_link(made, base, generation))
+    power = _power_left(data, made, target)
+    if target.node is not None:
+        changes.insert(0, _scale_node(made, base, target, power))
+    elif power < 1 and target.base_node is not None:
+        _scale_node(made, base, replace(target, node=target.base_node), power)
     if target.watts is not None and target.idle_watts is not None:
         made["energy"] = _energy(made, base, target)
     made["title"] = f"{data['title']}, scaled: {'; '.join(changes)}"
     return made
 
 
-def _scale_node(made: dict[str, Any], base: str, target: Target) -> str:
+def _power_left(old: dict[str, Any], new: dict[str, Any], target: Target) -> float:
+    """What memory and links leave of the power for the processors, over what they leave in the base."""
+    if target.watts is None or target.base_memory is None:
+        return target.power
+    before = target.watts - _moving_watts(old, target.base_memory)
+    after = target.power * target.watts - _moving_watts(new, target.memory or target.base_memory)
+    if after <= 0:
+        raise HardwareError(
+            f"memory and links alone take {target.power * target.watts - after:.0f} W of "
+            f"{target.power * target.watts:.0f}: give fewer --stacks, a lower --pin-rate or more --power"
+        )
+    return after / before
+
+
+def _moving_watts(device: dict[str, Any], generation: str) -> float:
+    """Of main memory and links at their full rates."""
+    watts = _bytes_per_s(device["memory"][-1]["bandwidth"]) * memory(generation).joules_per_byte
+    for one in device.get("links", []):
+        per_s = _bytes_per_s(one["bandwidth"])
+        watts += per_s * (link_energy(one["kind"], per_s) or 0.0)
+    return watts
+
+
+def _scale_node(made: dict[str, Any], base: str, target: Target, power: float) -> str:
     old, new = target.base_node, target.node
     first = made["engines"][0]
-    found = node_factors(target, int(_number(first["processors"])))
+    found = node_factors(target, int(_number(first["processors"])), power)
     budget = f"area x {target.area:g}, power x {target.power:g}"
     how = (
         f"scaled from {base}, node {old} to {new} at {budget}: processors x {found.count:.4g}, clock "
@@ -183,10 +217,12 @@ def _energy(made: dict[str, Any], base: str, target: Target) -> dict[str, Any]:
     """The power of the scaled device: the base's times the budget, and its memory and links by generation."""
     how = f"{base}, power x {target.power:g}"
     generation = memory(str(target.memory or target.base_memory))
+    logic = target.node or target.base_node
+    joules_per_byte = memory_energy(generation.name, logic) if logic else generation.joules_per_byte
     entry: dict[str, Any] = {
         "power": {"value": f"{float(target.watts or 0) * target.power:g} W", "source": how},
         "idle": {"value": f"{float(target.idle_watts or 0) * target.power:g} W", "source": how},
-        "memory": _per_bit(generation.joules_per_byte, generation.source),
+        "memory": _per_bit(joules_per_byte, f"{generation.source}; and across the chip"),
     }
     links = {}
     for one in made.get("links", []):

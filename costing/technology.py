@@ -121,6 +121,12 @@ def memory(name: str) -> Memory:
     )
 
 
+def memory_energy(memory_name: str, node_name: str) -> float:
+    """Joules per byte from a generation of memory into the registers of a device on a node."""
+    way = float(_table()["across_chip"]["pj_per_bit"]) * 8e-12
+    return memory(memory_name).joules_per_byte + way * node(node_name).power
+
+
 def link(name: str) -> LinkGeneration:
     """The link generation of that name.
 

@@ -169,9 +169,12 @@ def test_large_products_run_at_the_power_limit(name):
 def test_terms_add_up_and_wider_types_take_more():
     device = load_hardware("a100-sxm-80gb")
     moved = OpCost(bytes_read=3 * 10**9, bytes_written=10**9, engine="cuda_core")
-    assert operator_energy(device, moved, [DType.FLOAT32]) == pytest.approx(4e9 * 8 * 3.92e-12)
+    assert operator_energy(device, moved, [DType.FLOAT32]) == pytest.approx(
+        # The memory, and the way across a chip of the 7 nm node.
+        4e9 * 8 * (3.92e-12 + 9.6e-12 * 0.65 * 0.6)
+    )
     sent = OpCost(engine="network", link_bytes={"nvlink": 1e9})
-    assert operator_energy(device, sent, [DType.FLOAT32]) == pytest.approx(8e9 * 1.3e-12)
+    assert operator_energy(device, sent, [DType.FLOAT32]) == pytest.approx(8e9 * 8e-12)
     vector = device.engine_for(VECTOR, DType.FLOAT32)
     second = {"compute": 1.0 + device.main_memory.latency_s}
     watts = operator_energy(device, OpCost(engine=vector.name, terms=second), [DType.FLOAT32])
@@ -198,3 +201,38 @@ def test_a_file_states_its_own_energy(tmp_path):
     )
     with pytest.raises(HardwareError, match="not below the limit"):
         load_hardware(str(own))
+
+
+def test_what_memory_and_links_draw_is_taken_from_the_processors(tmp_path):
+    """700 W less memory and links at their full rates: 96 and 24 W in an H100, 229 W for five HBM4."""
+    base = load_hardware("h100-sxm-80gb")
+    made = scaled(tmp_path, "h100-sxm-80gb", "--dram", "hbm4")
+    infiniband = 50e9 * 8 * 21e-12
+    links = 450e9 * 8 * 5.5e-12 + infiniband
+    before = 700 - 3.35e12 * 8 * 3.6e-12 - links
+    after = 700 - 5 * 2.048e12 * 8 * 2.8e-12 - links
+    peaks = [d.engine_for(MATRIX, DType.BFLOAT16).peak(DType.BFLOAT16) for d in (made, base)]
+    assert peaks[0] / peaks[1] == pytest.approx(after / before, rel=1e-4)
+    assert made.engines[0].processors == base.engines[0].processors
+
+
+def test_a_memory_that_takes_all_power_is_refused(tmp_path, capsys):
+    words = "scale h100-sxm-80gb --dram hbm4 --stacks 16"
+    assert main(["hardware", *words.split(), "-o", str(tmp_path / "x.yaml")]) == 2
+    assert "memory and links alone take" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [n for n in list_hardware() if load_hardware(n).energy])
+def test_streaming_takes_less_than_the_limit(name):
+    """Main memory at its full rate, with an add for each number that comes: below the power limit."""
+    device = load_hardware(name)
+    level = device.main_memory
+    moved = round(level.sustained_bytes_per_s)
+    vector = device.engine_for(VECTOR, DType.FLOAT32)
+    flops_s = moved / 4 / vector.sustained(DType.FLOAT32)
+    cost = OpCost(
+        bytes_read=moved, engine=vector.name, terms={"compute": flops_s + level.latency_s}
+    )
+    joules = operator_energy(device, cost, [DType.FLOAT32])
+    assert joules is not None
+    assert device.energy.idle_watts < joules + device.energy.idle_watts < device.energy.watts
