@@ -14,7 +14,7 @@ maximum, a sum and elementwise work, and each of the two and the product with th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Set
 from dataclasses import replace
 from math import ceil
 
@@ -42,7 +42,7 @@ def split_cached_tokens(graph: Graph, mesh_axis: MeshAxis) -> Graph | None:
         return None
     graph = _spread_writes(_written_in_place(graph))
     axes = graph.axes
-    cached = cached_axes(graph, axes)
+    cached = cached_axes(graph, axes, mesh_axis.size)
     if not cached:
         return None
     parts = mesh_axis.size
@@ -50,20 +50,24 @@ def split_cached_tokens(graph: Graph, mesh_axis: MeshAxis) -> Graph | None:
     if room:
         graph = resized(graph, axes, room, (n for found in cached.values() for n in found))
         axes = graph.axes
-        cached = cached_axes(graph, axes)
+        cached = cached_axes(graph, axes, parts)
     fused = [n for found in cached.values() for n in found if n.op == "attention"]
     graph = renumbered(graph, {node: _in_parts(node, parts) for node in fused})
     axes = graph.axes
-    cached = cached_axes(graph, axes)
-    split = {(n.name, _name_of(axes, n, a)) for a, found in cached.items() for n in found}
+    cached = cached_axes(graph, axes, parts)
+    places = {(n.name, *_place(axes, n, a)) for a, found in cached.items() for n in found}
     graph = decompose(graph, lambda node: _normalises(graph, node, axes, cached.keys()))
     axes = graph.axes
     own = {n.name: axes.of_node(n) for n in graph.nodes}
-    return split_graph(graph, axes, Plan(mesh_axis, frozenset(own[n][a][0] for n, a in split)))
+    split = frozenset(own[node][name][factor] for node, name, factor in places)
+    return split_graph(graph, axes, Plan(mesh_axis, split))
 
 
-def cached_axes(graph: Graph, axes: LogicalAxes) -> dict[Axis, list[Node]]:
+def cached_axes(graph: Graph, axes: LogicalAxes, parts: int) -> dict[Axis, list[Node]]:
     """Axes of tokens that come from outside, with the nodes that attend to them.
+
+    Where tokens are several factors (a window of so many, and the others), it is the first that divides
+    into the parts, else the largest.
 
     They are the keys of a fused attention, or in a product of data with data that are normalised over the
     axis, or written along it into what is given (a cache).
@@ -80,13 +84,17 @@ def cached_axes(graph: Graph, axes: LogicalAxes) -> dict[Axis, list[Node]]:
             tokens.update(axes.of_node(node)[f"i{node.attrs['axis']}"])
     found: dict[Axis, list[Node]] = {}
     for node in graph.nodes:
-        own: Iterable[Axis] = ()
+        own: list[tuple[Axis, ...]] = []
         if node.op == "attention":
-            own = axes.of_node(node)["p" if "parts" in node.attrs else "t"][:1]
+            keys = axes.of_node(node)["p" if "parts" in node.attrs else "t"]
+            # The fused form tells runs of keys apart, so it is the first factor or none.
+            own = [keys[:1]] if len(keys) == 1 or (keys and keys[0].size % parts == 0) else []
         elif node.definition.kind == "contraction" and stored.isdisjoint(node.inputs):
-            own = (d[0] for d in axes.of_node(node).values() if not tokens.isdisjoint(d[:1]))
-        for axis in own:
-            if axis in outside and not axis.blocked:
+            own = [dims for dims in axes.of_node(node).values() if not tokens.isdisjoint(dims)]
+        for dims in own:
+            free = [a for a in dims if a in outside and not a.blocked]
+            even = [a for a in free if a.size % parts == 0]
+            for axis in even[:1] or sorted(free, key=lambda a: a.size)[-1:]:
                 found.setdefault(axis, []).append(node)
     return found
 
@@ -101,9 +109,9 @@ def _numbers_rows(value: Value) -> bool:
     return not value.type.dtype.is_float and value.type.dtype.bits > 8
 
 
-def _name_of(axes: LogicalAxes, node: Node, axis: Axis) -> str:
-    """The name behind which an axis stands in a node's equation."""
-    return next(name for name, own in axes.of_node(node).items() if axis in own)
+def _place(axes: LogicalAxes, node: Node, axis: Axis) -> tuple[str, int]:
+    """The name behind which an axis stands in a node's equation, and which of its factors it is."""
+    return next((n, own.index(axis)) for n, own in axes.of_node(node).items() if axis in own)
 
 
 def _normalises(graph: Graph, node: Node, axes: LogicalAxes, cached: Set[Axis]) -> bool:

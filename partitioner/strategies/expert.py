@@ -69,15 +69,13 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
 def _why_none(graph: Graph) -> str:
     """Why no experts are found."""
     name = graph.name or "this graph"
-    products = [n for n in graph.nodes if n.op == "grouped_matmul" and n.phase == "forward"]
-    for node in products:
-        # Where rows do not divide, some experts stand apart from the others.
-        whole = [graph.producers.get(v) for v in node.inputs]
-        if all(n is not None and n.op == "slice" for n in whole):
-            rows, experts = (n.inputs[0].type.shape[0] for n in whole if n is not None)
+    for node in graph.nodes:
+        first = graph.producers.get(node.inputs[1]) if node.op == "grouped_matmul" else None
+        if first is not None and first.op == "slice":
+            rows, experts = node.inputs[0].type.shape[0], first.inputs[0].type.shape[0]
             return (
-                f"the {rows} rows that tokens of {name} are routed as are no multiple of the {experts} "
-                "experts; use a --batch or a --sequence that makes them one"
+                f"the {rows} rows that tokens of {name} are routed as cannot be shared out evenly over "
+                f"{experts} experts; use a larger --batch, or a power of two"
             )
     return f"{name} has no experts to split; leave ep out"
 

@@ -130,20 +130,46 @@ def test_few_tokens_are_exchanged_as_well(
 
 
 def test_rows_that_cannot_be_shared_out_say_so(tmp_path: Path) -> None:
-    with pytest.raises(MeshError, match="no multiple of the 16 experts"):
-        local(mixture(tmp_path / "m.onnx", 12, 16), {"ep": 4})
+    graph = mixture(tmp_path / "m.onnx", 12, 16)
+    for mesh in ({"ep": 4}, {"dp": 2}):
+        with pytest.raises(MeshError, match=r"the 24 rows .* no multiple of the 16 experts"):
+            local(graph, mesh)
+
+
+@pytest.mark.parametrize(
+    ("batch", "experts", "replicas", "rows", "met"),
+    [
+        (12, 16, 2, 12, 12),  # of 24 rows, eight experts get two
+        (20, 16, 4, 10, 10),
+        (12, 8, 2, 16, 8),  # three rows per expert: two of them for the busier replica
+    ],
+)
+def test_replicas_share_rows_that_no_number_of_experts_divides(
+    tmp_path: Path, batch: int, experts: int, replicas: int, rows: int, met: int
+) -> None:
+    pytest.importorskip("transformers")
+    graph = small_mixtral(tmp_path, "decode", batch=batch, sequence=15, experts=experts)
+    found = local(graph, {"dp": replicas})
+    products = of(found, "grouped_matmul")
+    assert [n.inputs[0].type.shape[0] for n in products] == [rows] * 2
+    assert {n.inputs[1].type.shape[0] for n in products} == {met}
+    assert not [n for n in found.nodes if n.definition.kind == "collective"]
+
+
+def small_mixtral(folder: Path, mode: str, *, batch: int, sequence: int, experts: int) -> Graph:
+    config = {"model_type": "mixtral", "hidden_size": 32, "intermediate_size": 48}
+    config |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config |= {"num_local_experts": experts, "num_experts_per_tok": TOP, "vocab_size": 64}
+    path = folder / "config.json"
+    path.write_text(json.dumps(config))
+    return fold(load(f"hf:{path}", batch=batch, sequence=sequence, mode=mode, dtype="bf16").graph)
 
 
 def test_scores_in_a_wider_dtype_widen_no_message(tmp_path: Path) -> None:
     """Mixtral's scores are float32: its results become so, but only once they are back."""
     pytest.importorskip("transformers")
-    config = {"model_type": "mixtral", "hidden_size": 32, "intermediate_size": 48}
-    config |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config |= {"num_local_experts": 4, "num_experts_per_tok": TOP, "vocab_size": 64}
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(config))
-    forward = load(f"hf:{path}", batch=4, sequence=16, mode="training", dtype="bf16").graph
-    sent = of(local(training_graph(fold(forward)), {"ep": 4}), "all_to_all")
+    forward = small_mixtral(tmp_path, "training", batch=4, sequence=16, experts=4)
+    sent = of(local(training_graph(forward), {"ep": 4}), "all_to_all")
     rows = 4 * 16 * TOP // 4
     # Two each way, and nothing besides (Lepikhin et al. 2021, arXiv 2006.16668, section 3.2).
     assert [n.during for n in sent] == ["forward"] * 2 + ["backward"] * 2
