@@ -1,7 +1,8 @@
 """The forward order of a graph as cells: what a pipeline can cut between.
 
-A cell is a forward node outside repeated blocks, or one repetition of a block. Every other node (backward,
-recompute, optimizer, communication) belongs to the cell of the forward node that it was derived from.
+A cell is a forward node outside repeated blocks (with all parts that it was taken into), or one repetition
+of a block. Every other node (backward, recompute, optimizer, communication) belongs to the cell of the
+forward node that it was derived from.
 """
 
 from __future__ import annotations
@@ -38,12 +39,16 @@ class Cells:
         self.group_of: dict[Node, Group] = {}
         by_name: dict[str, Group] = {}
         by_block: dict[Block, Group] = {}
-        cell = 0
+        cell, part_of = 0, ""
         for node in graph.nodes:
             if node.during != "forward":
                 continue
             block = graph.block_of.get(node)
             group = by_block.get(block) if block is not None else None
+            if block is None and node.origin and node.origin == part_of:
+                # Parts of one operator, whose backward pass reads what any of them made, stay together.
+                group = self.groups[-1]
+            part_of = node.origin
             if group is None:
                 group = Group(len(self.groups), cell, block.count if block else 1, block)
                 cell += group.count

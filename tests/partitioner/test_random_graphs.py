@@ -128,7 +128,8 @@ def strategies(draw: st.DrawFn) -> Strategy:
     sizes |= {n: draw(st.sampled_from([1, 1, 1, 2])) for n in ("tp_rows", "tp_depth", "pp")}
     order = draw(st.permutations(["tp", "tp_rows", "cp", "dp"]))
     mesh = Mesh({n: s for n, s in sizes.items() if s > 1}, tuple(order))
-    split = sizes["tp"] > 1 and sizes["tp_rows"] == 1
+    grid = draw(st.sampled_from(["", "summa", "stationary"])) if sizes["tp_rows"] > 1 else ""
+    split = sizes["tp"] > 1 and (sizes["tp_rows"] == 1 or grid == "stationary")
     many = sizes["dp"] * sizes["cp"] * sizes["tp_depth"] > 1
     sequence_parallel = split and draw(st.booleans())
     zero = draw(st.sampled_from([0, 1, 2, 3])) if many else 0
@@ -140,6 +141,7 @@ def strategies(draw: st.DrawFn) -> Strategy:
         shard_group=draw(st.sampled_from([0, 2])) if zero else 0,
         context_parallel=draw(st.sampled_from(ways)) if sizes["cp"] > 1 else "",
         async_tp=sequence_parallel and draw(st.booleans()),
+        tensor_grid=grid,
     )
 
 
