@@ -40,6 +40,8 @@ class Runtime:
     """Parallel connections to a peer on the innermost link."""
     caches: bool = False
     """Whether tensors come from PyTorch's caching allocator."""
+    sources: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """For each key path, where its number comes from."""
 
 
 def overhead_bytes(

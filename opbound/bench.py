@@ -129,10 +129,10 @@ class _Shared(Analysis):
         options = self.options
         if options.mode != "generation":
             step = self.price(self.imported(options.mode, options.sequence))
-            return Measured(step.cost.step_time_s, sum(step.memory_by_kind_bytes.values()))
+            return Measured(step.cost.step_time_s, step.needed_bytes)
         prompt, new, past = self.generated_tokens()
         first = self.price(self.imported("prefill", prompt))
         each = self.price(self.imported("decode", prompt, past))
         time_s = first.cost.step_time_s + new * each.cost.step_time_s
-        peaks = [sum(s.memory_by_kind_bytes.values()) for s in (first, each)]
+        peaks = [step.needed_bytes for step in (first, each)]
         return Measured(time_s, max(peaks))

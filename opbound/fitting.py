@@ -63,7 +63,7 @@ class Fitting:
         least = 0
         for slack in SLACKS:
             graph, partitioned = self.split(self.options, (), slack)
-            least = max(use.peak_bytes for use in self.price(partitioned).memory)
+            least = max(use.total_bytes for use in self.price(partitioned).memory)
             if least <= self.capacity_bytes:
                 names = (self.options.recompute,) * len(partitioned.stages)
                 return Chosen(graph, partitioned, names)
@@ -87,7 +87,7 @@ class Fitting:
         followed = [len(POLICIES) - 1] * len(self.layout)
         for policy_index in reversed(range(len(POLICIES))):
             for rank, use in enumerate(self.price(parts[policy_index]).memory):
-                if use.peak_bytes <= self.capacity_bytes:
+                if use.total_bytes <= self.capacity_bytes:
                     followed[rank] = policy_index
         stages = list(parts[0].stages)
         names = [POLICIES[0]] * len(stages)

@@ -72,13 +72,17 @@ def show_device(name_or_path: str) -> str:
 def device_figures(hardware: Hardware) -> Iterator[tuple[str, str, str]]:
     """Every figure of a device: its key path, its value as the file states it, its source."""
     from costing.hardware_base import read_device
-    from costing.hardware_file import SPECS
+    from costing.hardware_file import RUNTIMES, SPECS
 
     data = read_device(Path(hardware.path), SPECS)
     for path, value in _figures(data, ""):
         yield path, value, hardware.sources.get(path, "not stated")
     if "energy" not in data:
         yield from _known_energy(hardware)
+    if hardware.runtime is not None and isinstance(data.get("runtime"), str):
+        named = read_device(RUNTIMES, SPECS)[data["runtime"]]
+        for path, value in _figures(named, ""):
+            yield f"runtime.{path}", value, hardware.runtime.sources.get(path, "not stated")
 
 
 def _known_energy(hardware: Hardware) -> Iterator[tuple[str, str, str]]:

@@ -38,9 +38,10 @@ def pipeline_ranks(step: PricedStep) -> tuple[PipelineRank, ...] | None:
                 waiting_s=max(cost.step_time_s - cost.pipeline.busy_s[rank] - update_s, 0.0),
                 in_flight=sum(cost.pipeline.in_flight[rank]) if training else 0,
                 peak_bytes=use.peak_bytes,
-                fits=use.peak_bytes <= capacity,
+                fits=use.total_bytes <= capacity,
                 by_kind_bytes=dict(use.by_kind_bytes),
                 recompute=", ".join(policies),
+                overhead_bytes=sum(use.overhead_bytes.values()),
             )
         )
     return tuple(found)

@@ -57,6 +57,16 @@ class PricedStep:
         """Memory of the fullest rank at its peak."""
         return dict(self.cost.memory[self.cost.fullest].by_kind_bytes)
 
+    @property
+    def overhead_bytes(self) -> dict[str, int]:
+        """What no tensor takes of the fullest rank's memory, by kind."""
+        return dict(self.cost.memory[self.cost.fullest].overhead_bytes)
+
+    @property
+    def needed_bytes(self) -> int:
+        """What has to fit a device: tensors and overhead of the fullest rank."""
+        return self.cost.memory[self.cost.fullest].total_bytes
+
     def rows(self, times: int = 1, phase: str | None = None) -> list[CostedNode]:
         """The nodes of the busiest rank, each with all its executions.
 

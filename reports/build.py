@@ -12,6 +12,7 @@ from reports.communication import collective_sums
 from reports.conclusions import StepParts, conclude
 from reports.figures import (
     MEMORY_KINDS,
+    OVERHEAD_KINDS,
     PHASES,
     Instance,
     MemoryProfile,
@@ -91,6 +92,7 @@ def build_report(
     capacity_bytes: int,
     memory_by_kind_bytes: Mapping[str, int],
     memory_profile: MemoryProfile | None = None,
+    overhead_bytes: Mapping[str, int] = MappingProxyType({}),
     model_flops: int | None = None,
     timeline: Iterable[TimelineEvent] = (),
     options: Mapping[str, Any] = MappingProxyType({}),
@@ -111,6 +113,7 @@ def build_report(
         capacity_bytes: memory of one device.
         memory_by_kind_bytes: memory of the fullest device at its peak, by kind.
         memory_profile: the same device's memory over the time of one micro-batch.
+        overhead_bytes: its memory that no tensor takes, by kind; empty if nothing is known of it.
         model_flops: FLOPs of the whole model's forward and backward pass over all devices, for MFU;
             None takes them from the rows, as if every device did what the busiest one does.
         timeline: the simulated step, piece by piece.
@@ -124,7 +127,7 @@ def build_report(
     if not nodes:
         raise OpboundError("the model has no operators: there is nothing to report")
     rows = fold_rows(_row(node, times.step_time_s) for node in nodes)
-    memory = _memory(memory_by_kind_bytes, capacity_bytes, memory_profile)
+    memory = _memory(memory_by_kind_bytes, overhead_bytes, capacity_bytes, memory_profile)
     totals = _totals(rows, times, parameters, hardware, strategy, model_flops)
     totals = replace(totals, collectives=collective_sums(rows))
     parts = StepParts(
@@ -181,9 +184,12 @@ def _row(node: CostedNode, step_time_s: float) -> OpRow:
 
 
 def _memory(
-    by_kind_bytes: Mapping[str, int], capacity_bytes: int, profile: MemoryProfile | None
+    by_kind_bytes: Mapping[str, int],
+    overhead_bytes: Mapping[str, int],
+    capacity_bytes: int,
+    profile: MemoryProfile | None,
 ) -> MemoryUse:
-    strange = sorted(set(by_kind_bytes) - set(MEMORY_KINDS))
+    strange = sorted({*by_kind_bytes} - {*MEMORY_KINDS} | {*overhead_bytes} - {*OVERHEAD_KINDS})
     if strange:
         raise OpboundError(f"unknown kinds of memory: {', '.join(strange)}")
     by_kind = {kind: by_kind_bytes.get(kind, 0) for kind in MEMORY_KINDS}
@@ -191,9 +197,10 @@ def _memory(
     return MemoryUse(
         peak_bytes=peak_bytes,
         capacity_bytes=capacity_bytes,
-        fits=peak_bytes <= capacity_bytes,
+        fits=peak_bytes + sum(overhead_bytes.values()) <= capacity_bytes,
         by_kind_bytes=by_kind,
         profile=profile,
+        overhead_bytes=dict(overhead_bytes),
     )
 
 

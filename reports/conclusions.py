@@ -197,14 +197,14 @@ def _gain_sentence(limit: Limit, parts: StepParts, work: str) -> str:
 def _memory_sentence(memory: MemoryUse) -> str:
     kind, kind_bytes = _largest(memory.by_kind_bytes)
     used = (
-        f"{bytes_text(memory.peak_bytes)} of {bytes_text(memory.capacity_bytes)} per device, "
+        f"{bytes_text(memory.total_bytes)} of {bytes_text(memory.capacity_bytes)} per device, "
         f"most of it {_KIND_WORDS[kind]} ({bytes_text(kind_bytes)})"
     )
     if memory.fits:
         return f"It fits: the peak is {used}."
     return (
         f"It does not fit: the peak is {used}, "
-        f"{memory.peak_bytes / memory.capacity_bytes:.2f} times what a device has."
+        f"{memory.total_bytes / memory.capacity_bytes:.2f} times what a device has."
     )
 
 

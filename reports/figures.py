@@ -32,6 +32,10 @@ MEMORY_KINDS = (
     "communication",
 )
 
+OVERHEAD_KINDS = ("context", "libraries", "communicators", "allocator")
+"""Memory beside the tensors: the driver's context, the libraries' workspaces, the communicators' buffers, and
+what the framework's allocator takes for its segments."""
+
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -171,11 +175,20 @@ class MemoryUse(Record):
     """Memory of the fullest device at its peak."""
 
     peak_bytes: int
+    """Of the model's tensors."""
     capacity_bytes: int
     fits: bool
+    """Whether tensors and overhead fit."""
     by_kind_bytes: Mapping[str, int]
     profile: MemoryProfile | None = None
     """None in generation mode, where the steps' memory is almost constant."""
+    overhead_bytes: Mapping[str, int] = field(default_factory=lambda: _EMPTY)
+    """What no tensor takes (`OVERHEAD_KINDS`); empty where nothing is known of it."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Tensors and overhead."""
+        return self.peak_bytes + sum(self.overhead_bytes.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,3 +227,5 @@ class PipelineRank(Record):
     fits: bool
     by_kind_bytes: Mapping[str, int]
     recompute: str = "none"
+    overhead_bytes: int = 0
+    """What no tensor takes."""

@@ -129,7 +129,7 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
         ),
         (
             "Memory at its peak",
-            bytes_text(memory.peak_bytes),
+            bytes_text(memory.total_bytes),
             f"of {bytes_text(memory.capacity_bytes)}: {fits}",
         ),
         (

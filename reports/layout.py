@@ -194,16 +194,18 @@ def total_lines(report: Report) -> list[tuple[str, str]]:
 
 
 def memory_cells(report: Report) -> Cells:
-    """Memory by kind, then the peak against the capacity."""
+    """Memory by kind, its peak, what comes beside the tensors, and all against the capacity."""
     memory = report.memory
-    rows = [
-        [kind.replace("_", " "), bytes_text(kind_bytes), _part(kind_bytes, memory.capacity_bytes)]
-        for kind, kind_bytes in memory.by_kind_bytes.items()
-    ]
+
+    def row(name: str, size: int) -> list[str]:
+        return [name, bytes_text(size), _part(size, memory.capacity_bytes)]
+
     verdict = "fits" if memory.fits else "DOES NOT FIT"
-    rows.append(
-        ["peak", bytes_text(memory.peak_bytes), _part(memory.peak_bytes, memory.capacity_bytes)]
-    )
+    rows = [row(kind.replace("_", " "), size) for kind, size in memory.by_kind_bytes.items()]
+    rows.append(row("peak", memory.peak_bytes))
+    rows += [row(kind, size) for kind, size in memory.overhead_bytes.items()]
+    if memory.overhead_bytes:
+        rows.append(row("with overhead", memory.total_bytes))
     rows.append(["capacity", bytes_text(memory.capacity_bytes), verdict])
     return Cells(["", "bytes", "of capacity"], [False, True, True], rows)
 

@@ -20,7 +20,7 @@ def pipeline_tables(report: Report) -> list[tuple[str, Cells]]:
     schedule = plain_text(report.strategy.schedule or "")
     least = min(rank.peak_bytes for rank in report.pipeline)
     headers = ["rank", "stages", "layers", "forward", "backward", "waits", "in flight"]
-    headers += ["parameters", "activations", "peak", "over least", "recompute"]
+    headers += ["parameters", "activations", "peak", "over least", "overhead", "recompute"]
     rows = [_row(rank, report.totals.step_time_s, least) for rank in report.pipeline]
     right = [header not in ("stages", "recompute") for header in headers]
     title = f"Pipeline, rank by rank ({schedule}; passes of one micro-batch)"
@@ -41,6 +41,7 @@ def _row(rank: PipelineRank, step_s: float, least: int) -> list[str]:
         bytes_text(kinds.get("activations", 0)),
         bytes_text(rank.peak_bytes) + ("" if rank.fits else "  DOES NOT FIT"),
         bytes_text(rank.peak_bytes - least),
+        bytes_text(rank.overhead_bytes),
         plain_text(rank.recompute),
     ]
 
