@@ -1,7 +1,7 @@
-"""Operators that rearrange elements: reshape, transpose, slice, split, concatenate, expand, pad.
+"""Operators that rearrange elements: reshape, transpose, split, concatenate, expand, pad; see `slicing` too.
 
-With the attribute `view` set, the result aliases the operand and costs nothing; else it is a copy. A
-slice or an uneven split or concatenation needs the whole dim; even ones are compound dims.
+With the attribute `view` set, the result aliases the operand and costs nothing; else it is a copy. An
+uneven split or concatenation needs the whole dim; even ones are compound dims.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _concat(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation
     return Equation(pieces, (whole,), sizes, fixed, None)
 
 
-def _changed_dims(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
+def changed_dims(inputs: Types, outputs: Types, attrs: Mapping[str, Any]) -> Equation:
     """Dims whose size or positions change, or that the attribute `axes` names, are whole."""
     dims, sizes = _names(inputs[0].shape)
     result: list[Dim] = list(dims)
@@ -171,37 +171,6 @@ def _rearrange(node: Node, x: Array) -> Array:
     return product(node.equation, {}, node.outputs[0].type.shape, x)
 
 
-def _slices(node: Node) -> tuple[slice, ...]:
-    """Attributes `starts`, `steps` per dim; the result's shape says how many are taken."""
-    shape = node.outputs[0].type.shape
-    starts = node.attrs.get("starts", (0,) * len(shape))
-    steps = node.attrs.get("steps", (1,) * len(shape))
-    found = []
-    for start, step, n in zip(starts, steps, shape, strict=True):
-        stop = start + step * n
-        found.append(slice(start, None if stop < 0 else stop, step))
-    return tuple(found)
-
-
-def _slice_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
-    if grads[0] is None:
-        return [None]
-    return b.emit(node, "slice_backward", [grads[0]], [node.inputs[0].type], node.attrs)
-
-
-def _slice_backward(node: Node, dy: Array) -> Array:
-    shape = node.outputs[0].type.shape
-    result = np.zeros(shape, dtype=dy.dtype)
-    starts = node.attrs.get("starts", (0,) * len(shape))
-    steps = node.attrs.get("steps", (1,) * len(shape))
-    where = []
-    for start, step, n in zip(starts, steps, dy.shape, strict=True):
-        stop = start + step * n
-        where.append(slice(start, None if stop < 0 else stop, step))
-    result[tuple(where)] = dy
-    return result
-
-
 def _split_evaluate(node: Node, x: Array) -> tuple[Array, ...]:
     axis = node.attrs["axis"]
     cuts = np.cumsum([v.type.shape[axis] for v in node.outputs])[:-1]
@@ -271,7 +240,7 @@ def _triangle_gradient(b: GradientBuilder, node: Node, grads: Grads) -> Grads:
     return b.emit(node, "triangle", [grads[0]], [grads[0].type], node.attrs, "grad")
 
 
-def _result_bytes(node: Node) -> int:
+def result_bytes(node: Node) -> int:
     """A slice or a broadcast reads only what it delivers, and never more than there is."""
     return min(node.inputs[0].type.bytes, sum(v.type.bytes for v in node.outputs))
 
@@ -309,28 +278,6 @@ register(
         evaluate=_rearrange,
         linear="jointly",
         view_of=0,
-    ),
-    OpDef(
-        "slice",
-        "data_movement",
-        _changed_dims,
-        flops=0,
-        engine="copy",
-        gradient=_slice_gradient,
-        evaluate=lambda node, x: x[_slices(node)],
-        linear="jointly",
-        bytes_read=_result_bytes,
-        view_of=0,
-    ),
-    # Zeros with the gradient of a slice written into them.
-    OpDef(
-        "slice_backward",
-        "data_movement",
-        _changed_dims,
-        flops=0,
-        engine="copy",
-        evaluate=_slice_backward,
-        linear="jointly",
     ),
     OpDef(
         "split",
@@ -381,12 +328,12 @@ register(
     OpDef(
         "pad",
         "data_movement",
-        _changed_dims,
+        changed_dims,
         flops=0,
         engine="copy",
         gradient=_pad_gradient,
         evaluate=_pad,
-        bytes_read=_result_bytes,
+        bytes_read=result_bytes,
     ),
     # The lower or (attribute `upper`) upper triangle of the last two dims, from `diagonal` on, and zeros.
     OpDef(
@@ -402,7 +349,7 @@ register(
     OpDef(
         "flip",
         "data_movement",
-        _changed_dims,
+        changed_dims,
         flops=0,
         engine="copy",
         gradient=linear_gradient,
@@ -427,7 +374,7 @@ register(
         _flattened,
         flops=0,
         engine="copy",
-        bytes_read=_result_bytes,
+        bytes_read=result_bytes,
         view_of=0,
     ),
 )
