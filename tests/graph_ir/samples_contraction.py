@@ -170,6 +170,25 @@ def attention_sample(
     return sample("attention", arrays, results, attrs, run, label=label, grads=(0, 1, 2))
 
 
+def attention_in_parts(causal: bool) -> Sample:
+    """Queries at the end of the sequence and its keys in two runs, each attended to by itself."""
+    s, t, parts = 3, 8, 2
+    arrays = [normal(2, 6, s, 4), normal(2, 3, t, 4), normal(2, 3, t, 6)]
+
+    def run(q: Any, k: Any, v: Any) -> Any:
+        seen = torch.ones(s, t, dtype=torch.bool)
+        seen = (seen.tril(t - s) if causal else seen).chunk(parts, 1)
+        runs = zip(k.chunk(parts, 2), v.chunk(parts, 2), seen, strict=True)
+        return torch.stack(
+            [F.scaled_dot_product_attention(q, k, v, m, enable_gqa=True) for k, v, m in runs]
+        )
+
+    attrs = {"causal": causal, "parts": parts, "first_key": 0, "first_query": t - s}
+    results = [((parts, 2, 6, s, 6), "float64"), ((parts, 2, 6, s), "float64")]
+    label = "causal parts" if causal else "parts"
+    return sample("attention", arrays, results, attrs, run, label=label, grads=())
+
+
 def attention() -> list[Sample]:
     return [
         attention_sample(3, 3, 5, 7, label="plain"),
@@ -181,6 +200,8 @@ def attention() -> list[Sample]:
         attention_sample(3, 3, 4, 7, scale=0.2, mask=normal(4, 7), label="bias"),
         attention_sample(6, 3, 4, 7, mask=normal(2, 6, 4, 7), label="full-bias"),
         attention_sample(6, 3, 4, 7, mask=np.arange(7) < [[[[5]]], [[[7]]]], label="padding"),
+        attention_in_parts(causal=False),
+        attention_in_parts(causal=True),
         attention_merge(),
         *rotary(),
     ]

@@ -118,6 +118,14 @@ def movement() -> list[Sample]:
             attrs={"axis": 1, "start": 1},
             torch=lambda x, u: torch.slice_scatter(x, u, 1, 1, 3),
         ),
+        sample(
+            "slice_update",
+            [x, normal(4, 2, 6)],
+            attrs={"axis": 1, "start": 2, "clipped": True},
+            torch=lambda x, u: torch.slice_scatter(x, u[:, :1], 1, 2, 3),
+            label="clipped",
+            grads=(),
+        ),
         sample("pad", [x], (4, 6, 6), {"before": (0, 2, 0)}, lambda x: F.pad(x, (0, 0, 2, 1))),
         sample(
             "pad",

@@ -13,7 +13,7 @@ PROMPT, NEW = 40, 9
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
+def model(tmp_path_factory):
     config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -27,14 +27,24 @@ def report(tmp_path_factory):
     }
     path = tmp_path_factory.mktemp("model") / "config.json"
     path.write_text(json.dumps(config), encoding="utf-8")
+    return f"hf:{path}"
+
+
+def generation(model, **options):
     return opbound.analyze(
-        f"hf:{path}",
+        model,
         mode="generation",
         batch=BATCH,
         prompt_tokens=PROMPT,
         new_tokens=NEW,
         dtype="fp16",
+        **options,
     )
+
+
+@pytest.fixture(scope="module")
+def report(model):
+    return generation(model)
 
 
 def test_the_cache_holds_every_token_at_the_end(report):
@@ -98,3 +108,13 @@ def test_the_bounds_of_llama_2_13b(hardware, prefill_bound):
     scores = [row for row in report.operators if row.op == "attention"]
     assert len(scores) == 2
     assert {row.bound.split(":")[0] for row in scores} == {"memory"}
+
+
+@pytest.mark.parametrize("way", ["", "ring"])
+def test_ranks_share_the_prompt_and_then_the_cache(model, report, way):
+    found = generation(model, parallel={"cp": 2, "tp": 2}, context_parallel=way)
+    whole, part = (r.memory.by_kind_bytes["kv_cache"] for r in (report, found))
+    # The step for all has 45 tokens, 23 of them on the fuller rank, and two ranks share the heads.
+    assert part == round(whole * 23 / 45 / 2)
+    sent = {(r.op, r.count) for r in found.operators if r.axis == "cp" and r.count >= LAYERS * NEW}
+    assert {op for op, _ in sent} == {"all_gather", "all_reduce"}
