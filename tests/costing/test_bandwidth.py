@@ -109,14 +109,14 @@ def check_flip(device: Hardware, node: Node) -> None:
     """An operator is bound by a slow main memory, and by something else once that is fast.
 
     Around the flip a product may change to a tile that moves more through the faster memory and less
-    through the others: memory then bounds it once more, within a factor of 3.
+    through the others, or to another engine: memory then bounds it once more, within a factor of 5.
     """
     memory = f"memory:{device.main_memory.name}"
     rates = np.geomspace(1e8, 1e18, 300)
     bound = np.array([cost_at(device, node, float(rate)).bound == memory for rate in rates])
     assert bound[0]
     if not bound.all():
-        assert rates[bound].max() < 3 * rates[~bound].min()
+        assert rates[bound].max() < 5 * rates[~bound].min()
 
 
 @pytest.mark.parametrize("node", OPERATORS, ids=lambda n: n.name)
