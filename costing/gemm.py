@@ -21,7 +21,7 @@ from costing.hardware import MATRIX, Engine, Hardware, MemoryLevel
 from costing.kernel_cost import Array, KernelCost
 from graph_ir.tensor_type import DType
 
-_CHUNK = 1 << 10
+_CHUNK = 1 << 12
 """Shapes per pass, for all tiles: the pass's dozens of temporaries then stay in the processor's cache."""
 
 _ACCUMULATOR_BYTES = 4.0
