@@ -69,3 +69,19 @@ def select_backward(node: Node) -> Kernels:
         (operands, mask),
         (mask + result, result),
     ]
+
+
+def adamw(node: Node) -> Kernels:
+    """Eight operators over lists of tensors (torch/optim/adam.py, `foreach`), launched as one.
+
+    Decay of the parameter; the mean; the square, scaled and then added to; its root, scaled, `eps` added;
+    the step. With a master copy of the parameter a library's fused kernel does it.
+    """
+    parameter, gradient, mean, square, *master = (v.type.bytes for v in node.inputs)
+    if master:
+        definition = node.definition
+        return [(definition.bytes_read_of(node), definition.bytes_written_of(node))]
+    # The root is a tensor of its own, made once, scaled, added to and divided by.
+    read = parameter + (mean + gradient) + square + (square + gradient) + square
+    read += 2 * square + (parameter + mean + square)
+    return [(read, 2 * parameter + mean + 2 * square + 3 * square)]

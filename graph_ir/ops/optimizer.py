@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graph_ir import eager_kernels
 from graph_ir.evaluate import Array
 from graph_ir.op_def import OpDef, register
 from graph_ir.ops.elementwise import broadcast_equation
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 _BETAS = (0.9, 0.999)
 
 
-def _optimizer(name: str, flops: float, moments: int, evaluate: Callable[..., Any]) -> OpDef:
+def _optimizer(
+    name: str, flops: float, moments: int, evaluate: Callable[..., Any], **extra: Any
+) -> OpDef:
     def bytes_read(node: Node) -> int:
         """A parameter with a master copy (one state tensor more) is written, not read."""
         first = 1 if len(node.inputs) == 3 + moments else 0
@@ -36,6 +39,7 @@ def _optimizer(name: str, flops: float, moments: int, evaluate: Callable[..., An
         engine="vector",
         evaluate=evaluate,
         bytes_read=bytes_read,
+        **extra,
     )
 
 
@@ -62,6 +66,6 @@ def _adamw(
 register(
     # Loshchilov and Hutter 2019 (arXiv 1711.05101), algorithm 2: two moving averages (3 FLOPs each, one
     # square), two bias corrections, square root, quotient, decay and step.
-    _optimizer("adamw", 14, 2, _adamw),
+    _optimizer("adamw", 14, 2, _adamw, eager_kernels=eager_kernels.adamw),
     _optimizer("sgd", 2, 0, _sgd),
 )

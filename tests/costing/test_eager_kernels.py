@@ -75,3 +75,37 @@ def test_passes_over_the_large_tensors(
     assert compiled.bytes_read + compiled.bytes_written == pytest.approx(3 * large, rel=0.03)
     assert eager.flops == compiled.flops == node.flops
     assert eager.time_s > compiled.time_s
+
+
+def test_adamw_moves_what_pytorch_moves() -> None:
+    torch = pytest.importorskip("torch")
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    moved = [0, 0]
+
+    class Calls(TorchDispatchMode):  # type: ignore[misc]
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = function(*args, **(kwargs or {}))
+            lists = [a for a in args if isinstance(a, list) and isinstance(a[0], torch.Tensor)]
+            if str(function).startswith("aten._foreach") and lists[0][0].dim():
+                written = lists[0] if result is None else result
+                # A tensor that is an operand twice is read once.
+                read = {id(t): t.nbytes for tensors in lists for t in tensors}
+                moved[0] += sum(read.values())
+                moved[1] += sum(t.nbytes for t in written)
+            return result
+
+    parameter = torch.nn.Parameter(torch.rand(SHAPE))
+    parameter.grad = torch.rand(SHAPE)
+    optimizer = torch.optim.AdamW([parameter], foreach=True)
+    optimizer.step()
+    with Calls():
+        optimizer.step()
+    b = GraphBuilder()
+    x = b.add_input("x", TensorType(SHAPE, FP32), "parameter")
+    (y,) = b.emit("tanh", [x], [x.type])
+    nodes = training_graph(b.build([y]), optimizer="adamw").nodes
+    node = next(node for node in nodes if node.op == "adamw")
+    eager = NodePricer(A100).cost(node)
+    assert [eager.bytes_read, eager.bytes_written] == moved
+    assert NodePricer(A100, eager=False).cost(node).bytes_read < eager.bytes_read
