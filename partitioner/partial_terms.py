@@ -98,11 +98,15 @@ class PartialTerms:
                 if hopeful and carry.initial in found:
                     found.add(carry.argument)
             rule = self._rules[node]
-            # The gradients of keys and values are reduced as they come out of attention: a ring does both.
-            if rule is not None and rule.partial and node.definition.kind != "attention":
+            if rule is not None and rule.partial:
                 made = zip(node.outputs, rule.outputs, strict=True)
-                self.sources.update(v for v, axis in made if axis is None)
-                found.update(self.sources.intersection(node.outputs))
+                terms = [v for v, axis in made if axis is None]
+                # The gradients of keys and values are scattered as they come out of attention: a ring does
+                # both.
+                if node.definition.kind == "attention":
+                    terms = [v for v in terms if self._is_whole(v)]
+                self.sources.update(terms)
+                found.update(terms)
             if self._passes(node, [v for v in node.inputs if v in found]):
                 found.update(node.outputs)
         return found

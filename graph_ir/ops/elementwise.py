@@ -401,7 +401,11 @@ register(
         gradient=_chosen_gradient,
     ),
     _elementwise(
-        "select_backward", 2, _select_backward, eager_kernels=eager_kernels.select_backward
+        "select_backward",
+        2,
+        _select_backward,
+        eager_kernels=eager_kernels.select_backward,
+        linear="first",
     ),
     _elementwise(
         "cast",
