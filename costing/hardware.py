@@ -133,7 +133,7 @@ class Engine:
 _INTEGERS = ("int32", "float32", "bfloat16", "float16", "float64")
 _COMPUTED_AS: dict[str, tuple[str, ...]] = {
     # A dtype runs at the rate of the first of these that the engine has: its own, else the one it
-    # would be converted to. float32 is never silently run as tf32: frameworks do not by default.
+    # would be converted to. float32 is never silently run as tf32: by default PyTorch's products do not.
     "float16": ("float16", "bfloat16", "float32"),
     "bfloat16": ("bfloat16", "float16", "float32"),
     "float8_e4m3": ("float8_e4m3", "float8_e5m2", "bfloat16", "float16", "float32"),

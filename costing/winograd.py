@@ -9,7 +9,8 @@ instead of 9 e^2; what is multiplied is transformed before and after. cuDNN has 
 - staged, F(4 x 4): inputs, taps and results are transformed by kernels of their own, through main
   memory; between them are 36 products of [tiles, c_in] by [c_in, c_out].
 
-Source: Lavin and Gray 2015, arXiv 1509.09308; the blocks are those of cuDNN's kernels, by their names
+Source: Lavin and Gray 2015, arXiv 1509.09308; Yan, Wang and Chu 2020 (doi:10.1145/3332466.3374520) on
+cuDNN's fused kernel; the blocks are those of cuDNN's kernels, by their names
 and grids (scudnn_winograd_128x128_..._tile148t and tile442t, winograd_nonfused with sgemm_128x128).
 """
 
@@ -81,7 +82,8 @@ def _fused(
         blocks = np.ceil(n / images) * np.ceil(h / _FUSED / rows) * np.ceil(w / _FUSED / columns)
         tiles = np.minimum(tiles, blocks * images * rows * columns)
     product = gemm_cost(
-        _with_tile(hardware, dtype, _FUSED_TILE),
+        # One block fills a processor: nothing hides the first bytes of the next.
+        _with_tile(hardware, dtype, _FUSED_TILE, hardware.main_memory.latency_s),
         dtype,
         tiles,
         c_out,
@@ -121,9 +123,11 @@ def _staged(
     return _joined(hardware, dtype, product, useful, transforms)
 
 
-def _with_tile(hardware: Hardware, dtype: DType, tile: Tile) -> Hardware:
-    engine = replace(hardware.engine_for(MATRIX, dtype), tiles=(tile,))
-    return replace(hardware, engines=(engine,))
+def _with_tile(hardware: Hardware, dtype: DType, tile: Tile, begin_s: float = 0.0) -> Hardware:
+    """The device with one tile, which takes `begin_s` more to begin."""
+    engine = hardware.engine_for(MATRIX, dtype)
+    own = replace(engine, tiles=(tile,), tile_overhead_s=engine.tile_overhead_s + begin_s)
+    return replace(hardware, engines=(own,))
 
 
 def _joined(
