@@ -74,7 +74,8 @@ def attention_cost(
     per_score = slots * (flops / rate + kernel.softmax_flops / vector.sustained(DType.FLOAT32))
 
     # Queries that share keys are packed into one block, so a GQA group decodes as one.
-    packed = np.where(s < kernel.rows, np.minimum(h / g, np.maximum(kernel.rows / s, 1.0)), 1.0)
+    packs = s == 1 if kernel.copies_groups else s < kernel.rows
+    packed = np.where(packs, np.minimum(h / g, np.maximum(kernel.rows / s, 1.0)), 1.0)
     rows = np.minimum(np.ceil(s * packed / 16) * 16, kernel.rows)
     blocks = b * h / packed * np.ceil(s * packed / kernel.rows)
     seen = _mean_keys(s, t, kernel.rows) if causal else t

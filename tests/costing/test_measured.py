@@ -15,7 +15,7 @@ LIMITS = {
     "gemm a100-sxm-80gb, m, n, k >= 1024": 0.038,
     "gemm h100-sxm-80gb": 0.064,
     "gemm h100-sxm-80gb, m, n, k >= 1024": 0.052,
-    "attention context a100-sxm-80gb": 0.126,
+    "attention context a100-sxm-80gb": 0.093,
     "attention generation a100-sxm-80gb": 0.084,
     "attention context h100-sxm-80gb": 0.12,
     "attention generation h100-sxm-80gb": 0.12,
