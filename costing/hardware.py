@@ -61,7 +61,8 @@ class AttentionKernel:
     """Whether the keys are also split where no two heads of queries share them."""
     copies_groups: bool = False
     """Whether single queries whose heads share keys are copied to lie together, and the result back:
-    two kernels more, except where they already lie so (one sequence, or one head of keys)."""
+    two kernels more, except where they already lie so (one sequence, or one head of keys). Several
+    queries per head are then not packed with those of other heads."""
 
 
 @dataclass(frozen=True)
