@@ -120,11 +120,16 @@ class Lifetimes:
             if root is not value or root in resident or root in self.inner or not root.type.bytes:
                 continue
             start = made.get(root, 0)
-            reads = [*uses.get(root, []), *carried.get(root, [])]
-            copies = self._kept_copies(root, start, reads)
-            end = max([start, *reads, *first_reads.get(root, [])])
-            kind = self._kind(root, start, root in made)
-            found.append(Life(root, start, end, copies, kind, root.type.bytes))
+            direct, handed = uses.get(root, []), carried.get(root, [])
+            kind, size = self._kind(root, start, root in made), root.type.bytes
+            copies = self._kept_copies(root, start, [*direct, *handed])
+            home = self.block_at[start]
+            if home is not None and copies > 1 == self._kept_copies(root, start, direct):
+                # Only what later repetitions were handed is kept: all but the last repetition's result.
+                found.append(Life(root, home.start, max(handed), copies - 1, kind, size))
+                copies, handed = 1, []
+            end = max([start, *direct, *handed, *first_reads.get(root, [])])
+            found.append(Life(root, start, end, copies, kind, size))
         return found
 
     def _kind(self, root: Value, start: int, made: bool) -> str:

@@ -80,8 +80,8 @@ def test_memory_with_recomputed_layers_equals_the_tracker(name: str, tmp_path: P
     theirs = tracked(name, *SIZES[0], RANKS, recompute=True)
     saved = theirs["forward"]["Activation"]
     assert ours.saved_bytes - given == pytest.approx(saved, rel=0.02)
-    # A few activations beside two layers' weights: what is gathered when weighs more.
-    assert ours.peak_bytes == pytest.approx(theirs["peak"]["Total"], rel=0.06)
+    # A few activations beside two layers' weights, and a tied embedding that FSDP2 holds throughout.
+    assert ours.peak_bytes == pytest.approx(theirs["peak"]["Total"], rel=0.08)
 
 
 @pytest.mark.slow
