@@ -31,6 +31,7 @@ from partitioner.propagate import split_graph
 from partitioner.strategies import Pass
 from partitioner.strategies.cached_tokens import split_cached_tokens
 from partitioner.strategies.data import batch_axes, reordered_axes
+from partitioner.strategies.late_gathers import gathered_late
 from partitioner.strategies.sequence import token_axes
 from partitioner.strategy import Strategy
 
@@ -149,7 +150,9 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
         axes = graph.axes
         tokens = token_axes(graph, axes)
         if tokens:
-            graph = _split(graph, axes, tokens, way, part, tensor_parallel)
+            graph = gathered_late(
+                _split(graph, axes, tokens, way, part, tensor_parallel), part.name
+            )
             continue
         found = split_cached_tokens(graph, mesh_axis)
         if found is None:

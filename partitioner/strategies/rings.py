@@ -19,6 +19,7 @@ from typing import Any
 from graph_ir.errors import MeshError
 from graph_ir.graph import Graph, Node, Phase, Value
 from graph_ir.sharding import ByRank
+from graph_ir.tensor_type import DType, TensorType
 from partitioner.mesh import MeshAxis
 from partitioner.renumber import renumbered
 from partitioner.strategies import Pass
@@ -115,21 +116,25 @@ def _forward(node: Node, keys: Node, values: Node) -> list[Node]:
     own: tuple[Value, ...] = (keys.inputs[0], values.inputs[0])
     tokens = own[0].type.shape[2]
     known: tuple[Value, ...] = ()
+    out, *sums = node.outputs
+    if not sums:
+        # Without a backward pass nobody else asks for the logarithms of the sums.
+        kind = TensorType(out.type.shape[:-1], DType.FLOAT32)
+        sums = [Value(f"{node.name}.sums", kind, count=out.count, shards=out.shards)]
+    made = (out, *sums)
     for step in range(axis.size):
         block = own
         if step + 1 < axis.size:
             own = emitter.permute(block, axis, f"ring{step + 1}")
         last = step == axis.size - 1
         attrs = _block_attrs(node, axis, step, tokens)
-        found = emitter.emit("attention", [query, *block], node.outputs, attrs, f"block{step}")
+        found = emitter.emit("attention", [query, *block], made, attrs, f"block{step}")
         if not known:
             known = found
             continue
-        results = node.outputs if last else None
+        results = made if last else None
         operands = [*known, *found]
-        known = emitter.emit(
-            "attention_merge", operands, node.outputs, {}, f"merge{step}", results=results
-        )
+        known = emitter.emit("attention_merge", operands, made, {}, f"merge{step}", results=results)
     return emitter.nodes
 
 

@@ -57,9 +57,14 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def decode_step(kind: str, folder: Path, past: int = CACHED) -> Graph:
+def config(kind: str, folder: Path) -> Path:
     path = folder / "config.json"
     path.write_text(json.dumps({"model_type": kind, "vocab_size": 64, **CONFIGS[kind]}))
+    return path
+
+
+def decode_step(kind: str, folder: Path, past: int = CACHED) -> Graph:
+    path = config(kind, folder)
     sequence = 16 if kind == "t5" else past
     options: dict[str, Any] = {"past_tokens": 16 + past} if kind == "t5" else {}
     model = load(
@@ -68,11 +73,11 @@ def decode_step(kind: str, folder: Path, past: int = CACHED) -> Graph:
     return fold(model.graph)
 
 
-def check(graph: Graph, mesh: dict[str, int]) -> Graph:
+def check(graph: Graph, mesh: dict[str, int], **options: Any) -> Graph:
     """Compares all ranks with one device; returns the first stage's graph."""
     whole = numbers(graph)
     expected = one_device(graph, whole)
-    parts = partition(graph, Strategy(Mesh(mesh)), lambda n: float(n.flops))
+    parts = partition(graph, Strategy(Mesh(mesh), **options), lambda n: float(n.flops))
     assert PartitionedRun(graph, parts, whole).check(expected) > len(graph.nodes) // 2
     return parts.stages[0].graph
 
@@ -198,6 +203,17 @@ def test_two_messages_per_layer_of_a_size_that_no_cache_changes(tmp_path: Path) 
     # Three of four float32 per query and head come from others; of a result, ring all-reduces send 2 x 3 / 4.
     queries = BATCH * 4
     assert sizes == {(queries * 3 * 4, queries * 8 * 4 * 2 * 3 // 4)}
+
+
+@pytest.mark.parametrize("way", ["ulysses", "ring", "allgather", "ulysses:2+ring"])
+def test_of_a_prompt_the_last_token_is_handed_on(tmp_path: Path, way: str) -> None:
+    pytest.importorskip("transformers")
+    path, cp = config("llama", tmp_path), 2 if way == "ulysses" else 4
+    model = load(f"hf:{path}", batch=BATCH, sequence=16, mode="prefill", dtype="fp32")
+    local = check(fold(model.graph), {"cp": cp, "dp": 2}, context_parallel=way)
+    sent = [n for n in local.nodes if n.op == "all_gather" and n.count == 1]
+    # Every device sends its candidate for it, not all its tokens.
+    assert {n.inputs[0].type.shape for n in sent} == {(BATCH // 2, 1, WIDTH)}
 
 
 def test_a_graph_without_tokens_says_so() -> None:
