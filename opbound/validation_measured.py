@@ -21,6 +21,7 @@ from costing.attention import AttentionShape, attention_cost
 from costing.collectives import collective_cost
 from costing.gemm import gemm_cost
 from costing.hardware_file import load_hardware
+from graph_ir.errors import OpboundError, did_you_mean
 from graph_ir.tensor_type import DType
 
 Array = NDArray[np.float64]
@@ -72,18 +73,49 @@ def column(table: Table, name: str) -> Array:
     return np.array([float(row[name]) for row in table])
 
 
-_GEMM = {
-    "a100-sxm-80gb": "a100_sxm__sglang-0.5.10.csv.gz",
-    "h100-sxm-80gb": "h100_sxm__vllm-0.24.0.csv.gz",
+SYSTEMS = {
+    "a100_sxm": "a100-sxm-80gb",
+    "h100_sxm": "h100-sxm-80gb",
+    "h200_sxm": "h200-sxm-141gb",
+    "b200_sxm": "b200",
+    "gb200_sxm": "gb200",
+    "l40s": "l40s",
 }
-_ATTENTION = {"a100-sxm-80gb": "a100_sxm__vllm-0.14.0", "h100-sxm-80gb": "h100_sxm__vllm-0.24.0"}
-_SYSTEMS = {"a100-sxm-80gb": "a100_sxm", "h100-sxm-80gb": "h100_sxm"}
+"""Devices by the name that aiconfigurator gives their systems, which begins its tables' names."""
+
+
+def tables(folder: Path, kind: str, prefix: str = "") -> Iterator[tuple[str, Table]]:
+    """The tables of one kind that lie there, each with its device's name.
+
+    Args:
+        folder: the measured tables.
+        kind: the folder within it, of files `SYSTEM__SOFTWARE.csv.gz`.
+        prefix: what stands before the system in a file's name.
+
+    Raises:
+        OpboundError: if a table's system has no device file.
+    """
+    for path in sorted((folder / kind).glob(f"{prefix}*.csv.gz")):
+        system = path.name.removeprefix(prefix).split("__")[0]
+        yield device_of(system, path), read_rows(path)
+
+
+def device_of(system: str, path: Path) -> str:
+    """The device file's name for a table's system.
+
+    Raises:
+        OpboundError: if there is none.
+    """
+    if system not in SYSTEMS:
+        raise OpboundError(
+            f"{path}: no device file is known for the system {system!r}; {did_you_mean(system, SYSTEMS)}"
+        )
+    return SYSTEMS[system]
 
 
 def gemm(folder: Path) -> Iterator[Comparison]:
     """Products in bf16."""
-    for device, file in _GEMM.items():
-        table = read_rows(folder / "gemm" / file)
+    for device, table in tables(folder, "gemm"):
         # The fp8 rows of the tables include the quantisation of the operands: not compared.
         table = [row for row in table if row["gemm_dtype"] == "bfloat16"]
         m, n, k = (column(table, name) for name in "mnk")
@@ -95,10 +127,9 @@ def gemm(folder: Path) -> Iterator[Comparison]:
 
 def attention(folder: Path) -> Iterator[Comparison]:
     """The core of attention, prefill and decode."""
-    for device, file in _ATTENTION.items():
-        hardware = load_hardware(device)
-        for kind in ("context", "generation"):
-            table = read_rows(folder / "attention" / f"{kind}__{file}.csv.gz")
+    for kind in ("context", "generation"):
+        for device, table in tables(folder, "attention", f"{kind}__"):
+            hardware = load_hardware(device)
             b, h, g = (
                 column(table, name) for name in ("batch_size", "num_heads", "num_key_value_heads")
             )
@@ -116,20 +147,17 @@ def attention(folder: Path) -> Iterator[Comparison]:
 
 def collectives(folder: Path) -> Iterator[Comparison]:
     """NCCL within a node."""
-    table = read_rows(folder / "collectives/nccl_a100_h100.csv.gz")
-    names = {"alltoall": "all_to_all"}
-    for device, system in _SYSTEMS.items():
-        for op in ("all_reduce", "all_gather", "reduce_scatter", "alltoall"):
-            predicted, measured = [], []
-            for count in (2, 4, 8):
-                part = [
-                    r
-                    for r in table
-                    if (r["system"], r["op_name"], int(r["num_gpus"])) == (system, op, count)
-                    and r["nccl_dtype"] == "half"
-                ]
-                message = 2 * column(part, "message_size")
-                cost = collective_cost(load_hardware(device), names.get(op, op), message, count)
-                predicted.append(cost.time_s)
-                measured.append(column(part, "latency") * 1e-3)
-            yield Comparison(f"{op} {device}", np.concatenate(predicted), np.concatenate(measured))
+    for path in sorted((folder / "collectives").glob("*.csv.gz")):
+        found: dict[tuple[str, str], Table] = {}
+        for row in read_rows(path):
+            if row["nccl_dtype"] == "half":
+                found.setdefault((row["system"], row["op_name"]), []).append(row)
+        for (system, op), table in found.items():
+            hardware = load_hardware(device_of(system, path))
+            count, message = column(table, "num_gpus"), 2 * column(table, "message_size")
+            predicted = np.empty_like(message)
+            for ranks in np.unique(count):
+                part = count == ranks
+                name = "all_to_all" if op == "alltoall" else op
+                predicted[part] = collective_cost(hardware, name, message[part], int(ranks)).time_s
+            yield Comparison(f"{op} {hardware.name}", predicted, column(table, "latency") * 1e-3)
