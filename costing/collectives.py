@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from costing.fabric import Span, spans
-from costing.hardware import Hardware, Link, Protocol
+from costing.hardware import UPLINK, Hardware, Link, Protocol
 from costing.op_cost import network_bound
 from graph_ir.errors import HardwareError
 
@@ -132,7 +132,7 @@ def _add_below(
     spanned = {below.link.name: at for below, at in flows}
     moved, link = flow.moved, span.link
     for below in reversed(hardware.links[: hardware.links.index(link)]):
-        if not link.uplink:
+        if link.topology != UPLINK:
             return
         at = spanned.get(below.name)
         if at is not None:

@@ -21,6 +21,7 @@ MATRIX = "matrix"
 VECTOR = "vector"
 
 SWITCH = "switch"
+UPLINK = "uplink"
 DIRECT = "direct"
 GRID = "grid"
 
@@ -218,12 +219,11 @@ class Link:
     processor_share: float = 0.0
     """Share of the device's processors that a collective's kernel occupies while it moves data."""
     topology: str = SWITCH
-    """'switch': a port for each device; 'direct': a wire to each other device; 'grid': `dims`."""
+    """'switch': a port for each device; 'uplink': it joins the switches of the link below, so that what
+    crosses it passes that one too; 'direct': a wire to each other device; 'grid': one to each neighbour
+    in `dims`."""
     shared_by: int = 1
     """Devices that share one port."""
-    uplink: bool = False
-    """Whether it joins the switches of the link below, so that what crosses it passes that link too;
-    otherwise devices reach it by ports of their own."""
     dims: tuple[int, ...] = ()
     """Sides of a grid, innermost first, in devices or domains of the link below."""
     wraps: int | None = None

@@ -17,6 +17,7 @@ from costing.hardware import (
     DIRECT,
     GRID,
     SWITCH,
+    UPLINK,
     AttentionKernel,
     Clock,
     Engine,
@@ -37,7 +38,7 @@ SPECS = Path(__file__).parent / "hardware_specs"
 RUNTIMES = Path(__file__).with_name("runtimes.yaml")
 ALLOCATORS = ("caching", "plain")
 ALGORITHMS = ("ring", "tree", "in_network", "nvls", "pairwise")
-TOPOLOGIES = (SWITCH, DIRECT, GRID)
+TOPOLOGIES = (SWITCH, UPLINK, DIRECT, GRID)
 KINDS = ("matrix", "vector")
 
 
@@ -369,9 +370,9 @@ def _check_links(links: Sequence[Link], top: _Section) -> None:
         top.sections("links", required=False), links, (None, *links), strict=False
     ):
         inner = 1 if below is None else below.devices or 0
-        if link.uplink and below is None:
+        if link.topology == UPLINK and below is None:
             raise HardwareError(
-                f"{s.where('uplink')}: there is no link below whose switches it joins"
+                f"{s.where('topology')}: an uplink joins the switches of the link below, and there is none"
             )
         if link.dims and link.devices != inner * prod(link.dims):
             raise HardwareError(
@@ -387,8 +388,6 @@ def _check_links(links: Sequence[Link], top: _Section) -> None:
 
 def _link(s: _Section) -> Link:
     devices = s.quantity("devices", "count", 0.0)
-    topology = s.words("topology", TOPOLOGIES)[0] if s.get("topology", False) else SWITCH
-    uplink = s.flag("uplink") if s.get("uplink", False) is not None else False
     link = Link(
         name=s.text("name"),
         kind=s.text("kind"),
@@ -398,22 +397,25 @@ def _link(s: _Section) -> Link:
         protocols=tuple(_protocol(p) for p in s.sections("protocols")),
         local_bytes_per_s=s.quantity("local_bandwidth", "bytes/s", 0.0) or None,
         processor_share=s.quantity("processor_share", "fraction", 0.0),
-        topology=topology,
+        topology=s.one_of("topology", TOPOLOGIES),
         shared_by=int(s.quantity("shared_by", "count", 1.0)),
-        uplink=uplink,
-        dims=_dims(s) if topology == GRID else (),
-        wraps=int(s.quantity("wraps", "count", 0.0)) or None if topology == GRID else None,
+        dims=_dims(s),
+        wraps=int(s.quantity("wraps", "count", 0.0)) or None,
     )
     s.done()
     if not link.protocols:
         raise HardwareError(f"{s.where('protocols')}: at least one entry is needed")
-    if topology != SWITCH and link.devices is None:
-        raise HardwareError(f"{s.where()}: a {topology} link needs its number of devices")
+    if link.topology in (DIRECT, GRID) and link.devices is None:
+        raise HardwareError(f"{s.where()}: a {link.topology} link needs its number of devices")
+    if (link.topology == GRID) is not bool(link.dims):
+        raise HardwareError(f"{s.where('dims')}: a grid has dims, and nothing else has")
     return link
 
 
 def _dims(s: _Section) -> tuple[int, ...]:
-    sides = s.sourced("dims")
+    sides = s.sourced("dims", required=False)
+    if sides is None:
+        return ()
     if not isinstance(sides, list) or not all(isinstance(n, int) and n > 0 for n in sides):
         raise HardwareError(f"{s.where('dims')}: {sides!r} are not sides of a grid such as [4, 5]")
     return tuple(sides)

@@ -180,8 +180,14 @@ def test_a_group_spans_a_part_of_a_torus() -> None:
     assert [(row.members, row.wraps) for row in rows] == [(16, True), (2, False)]
 
 
+GRID = "{value: grid, source: s}"
+
+
 def text(**changes: str) -> str:
-    keys = {"topology": "direct", "devices": "{value: 8 GPUs, source: s}"} | changes
+    keys = {
+        "topology": "{value: direct, source: s}",
+        "devices": "{value: 8 GPUs, source: s}",
+    } | changes
     lines = "".join(f"    {key}: {value}\n" for key, value in keys.items())
     return (
         "base: h100-sxm-80gb\nname: x\nlinks:\n  - name: nvlink\n    algorithms: [ring]\n" + lines
@@ -191,14 +197,14 @@ def text(**changes: str) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"topology": "ring"}, "unknown word 'ring'"),
-        ({"topology": "grid"}, "required key 'dims' is missing"),
-        ({"topology": "grid", "dims": "{value: 4x2, source: s}"}, "are not sides of a grid"),
-        ({"topology": "grid", "dims": "{value: [4, 4], source: s}"}, "does not make 8 devices"),
+        ({"topology": "{value: ring, source: s}"}, "unknown word 'ring'"),
+        ({"topology": GRID}, "a grid has dims"),
+        ({"topology": GRID, "dims": "{value: 4x2, source: s}"}, "are not sides of a grid"),
+        ({"topology": GRID, "dims": "{value: [4, 4], source: s}"}, "does not make 8 devices"),
         ({"shared_by": "{value: 8 GPUs, source: s}"}, "put a link in front"),
         ({"shared_by": "{value: 0 GPUs, source: s}"}, "not a count"),
-        ({"uplink": "true"}, "no link below"),
-        ({"dims": "{value: [4, 2], source: s}"}, "unknown key 'dims'"),
+        ({"topology": "{value: uplink, source: s}"}, "there is none"),
+        ({"dims": "{value: [4, 2], source: s}"}, "nothing else has"),
         ({"devices": "null"}, "needs its number of devices"),
     ],
 )
