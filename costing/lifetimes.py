@@ -124,7 +124,9 @@ class Lifetimes:
             kind, size = self._kind(root, start, root in made), root.type.bytes
             copies = self._kept_copies(root, start, [*direct, *handed])
             home = self.block_at[start]
-            if home is not None and copies > 1 == self._kept_copies(root, start, direct):
+            if home is not None and home.count == 1:
+                handed = []
+            elif home is not None and copies > 1 == self._kept_copies(root, start, direct):
                 # Only what later repetitions were handed is kept: all but the last repetition's result.
                 found.append(Life(root, home.start, max(handed), copies - 1, kind, size))
                 copies, handed = 1, []
