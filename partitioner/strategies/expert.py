@@ -85,7 +85,6 @@ def _rounded_no_more(graph: Graph) -> Graph:
 
     Behind the exchange it is right: there all rows of an expert are together.
     """
-    axes = LogicalAxes(graph)
     sizes: dict[Axis, int] = {}
     near: list[Node] = []
     for node in graph.nodes:
@@ -94,6 +93,7 @@ def _rounded_no_more(graph: Graph) -> Graph:
         given, made = node.inputs[0], node.outputs[0]
         if given.type.elements == made.type.elements:
             continue
+        axes = graph.axes
         dispatch = given.type.elements > made.type.elements
         rounded, right = (given, made) if dispatch else (made, given)
         place = node.attrs["concat" if dispatch else "split"][0]
@@ -103,7 +103,7 @@ def _rounded_no_more(graph: Graph) -> Graph:
                 sizes[axis] = axis.size * size // rounded.type.shape[place]
                 near += [graph.producers[given]] if dispatch else graph.users[made]
                 break
-    return resized(graph, axes, sizes, near) if sizes else graph
+    return resized(graph, graph.axes, sizes, near) if sizes else graph
 
 
 PASS = Pass("expert", 35, apply, axis="ep")
