@@ -223,8 +223,12 @@ class Placements:
             axis = None if rule is None else next((a for a in rule.outputs if a), None)
             if rule is None or axis is None or axis in self.plan.axes or None in rule.outputs:
                 continue
-            if self.handed_on.isdisjoint(node.outputs) and all(
-                set(self._wanted(v)) == {None} for v in node.outputs
+            # Of what the backward pass reads too, a part is kept, and gathered again there.
+            readers = {r.during for v in node.outputs for r in self.graph.users.get(v, ())}
+            if (
+                readers <= {node.during}
+                and self.handed_on.isdisjoint(node.outputs)
+                and all(set(self._wanted(v)) == {None} for v in node.outputs)
             ):
                 split = [v for v, a in zip(node.inputs, rule.inputs, strict=True) if a]
                 read_bytes = sum(v.type.bytes for v in dict.fromkeys(split))
