@@ -30,7 +30,8 @@ class Span:
     """A node on a stream, in the first repetition of its block."""
 
     node: Node
-    communication: bool
+    stream: str
+    """COMPUTE, or the bound of the link that a collective needs most."""
     start_s: float
     end_s: float
 
@@ -289,7 +290,7 @@ class _Streams:
             # Slowed or not, the work is the same: what a collective costs beside it is exposed.
             self.busy[COMPUTE] += duration
             if record:
-                self.spans.append(Span(node, False, start, end))
+                self.spans.append(Span(node, COMPUTE, start, end))
         for value in node.outputs:
             self.ready[value] = end
 
@@ -315,7 +316,7 @@ class _Streams:
         # It may come later in the graph than kernels that it runs beside: then it is they that end later.
         self.clock[COMPUTE] += max(min(end, self.clock[COMPUTE]) - start, 0.0) * share
         if record:
-            self.spans.append(Span(node, True, start, end))
+            self.spans.append(Span(node, self._stream(node), start, end))
         return end
 
 

@@ -29,7 +29,7 @@ def _operators(part: PartCost) -> list[TimelineEvent]:
     for run in (part.times.forward, part.times.gradients, part.times.optimizer):
         spans = sorted(run.spans, key=lambda span: span.start_s)
         for place, span in enumerate(spans):
-            stream = "communication" if span.communication else "compute"
+            stream = span.stream.replace(":", " ")
             known = {made[value] for value in span.node.inputs if value in made}
             events.append(
                 TimelineEvent(
