@@ -13,7 +13,7 @@ one rank, which sends them to all, so that the rank's own part passes once more.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import ceil, log2
 
 import numpy as np
@@ -144,28 +144,20 @@ def _add_below(
 
 def _fastest(op: str, span: Span, message: Array, inner: int, size: int) -> _Flow:
     """The fastest algorithm and protocol over one level, per message size."""
-    best: Array | None = None
-    rate = span.bytes_per_s(op)
-    for algorithm, steps, share, protocol in _ways(op, span, inner, size):
-        moved = share * message
-        new = _Flow(
-            np.full_like(message, protocol.base_latency_s),
-            np.full_like(message, steps * protocol.step_latency_s),
-            moved,
-            np.full_like(message, protocol.efficiency),
-            np.full(message.shape, algorithm == "in_network"),
-        )
-        total = new.start_s + new.steps_s + moved / (rate * protocol.efficiency)
-        if best is None:
-            best, kept = total, new
-            continue
-        better = total < best
-        best = np.where(better, total, best)
-        pairs = ((getattr(new, f.name), getattr(kept, f.name)) for f in fields(_Flow))
-        kept = _Flow(*(np.where(better, one, other) for one, other in pairs))
-    if best is None:
+    ways = list(_ways(op, span, inner, size))
+    if not ways:
         raise HardwareError(f"link {span.link.name!r} has no protocol for any of its algorithms")
-    return kept
+    reduced = np.array([algorithm == "in_network" for algorithm, _, _, _ in ways])
+    start_s, steps_s, share, efficiency = np.array(
+        [
+            (p.base_latency_s, steps * p.step_latency_s, share, p.efficiency)
+            for _, steps, share, p in ways
+        ]
+    ).T
+    per_byte = share / (span.bytes_per_s(op) * efficiency)
+    best = ((start_s + steps_s)[:, None] + per_byte[:, None] * message).argmin(axis=0)
+    moved = share[best] * message
+    return _Flow(start_s[best], steps_s[best], moved, efficiency[best], reduced[best])
 
 
 def _ways(
