@@ -62,7 +62,8 @@ def _made_by(graph: Graph, value: Value) -> tuple[Value, Node | None]:
     maker = graph.producers.get(value)
     while maker is not None:
         view = maker.definition.is_view(maker)
-        if not view and maker.definition.kind != "collective":
+        # What another stage has made arrives here, and is summed up here.
+        if not maker.inputs or (not view and maker.definition.kind != "collective"):
             break
         value = maker.inputs[maker.outputs.index(value) if not view else 0]
         if not maker.attrs.get("every_microbatch"):

@@ -19,7 +19,15 @@ def token_axes(graph: Graph, axes: LogicalAxes) -> frozenset[Axis]:
     They belong to neither the batch nor a weight, and no window slides over them: rows of an image are no
     tokens.
     """
-    weights = {a for v in graph.parameters for a in axes.all_of(v)}
+    # A weight that is only added (a position's embedding) may have a row for every token.
+    weights = {
+        a
+        for node in graph.nodes
+        if node.definition.kind in ("contraction", "normalization")
+        for v in node.inputs
+        if v.kind == "parameter"
+        for a in axes.all_of(v)
+    }
     batch = batch_axes(graph, axes)
     carried = {
         a

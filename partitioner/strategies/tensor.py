@@ -202,12 +202,13 @@ def require_coverage(
     worst = missed[0]
     works = [
         n
-        for n in range(mesh_axis.size, 0, -1)
+        for n in range(1, 2 * mesh_axis.size)
         if all(any(d.axis.size % n == 0 for d in pairs if d.nodes & c.nodes) for c in pairs)
     ]
+    nearest = min(works, key=lambda n: abs(n - mesh_axis.size))
     raise MeshError(
         f"tp={grid}{mesh_axis.size} does not divide the {worst.axis.size} parts of the inner axis made "
-        f"by {worst.example}; the nearest that works is tp={grid}{works[0]}"
+        f"by {worst.example}; the nearest that works is tp={grid}{nearest}"
     )
 
 
@@ -262,8 +263,10 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
         )
     uneven = [a for a in elsewhere if a.size % mesh_axis.size]
     if uneven:
+        remedy = f"use --sequence with a multiple of {mesh_axis.size}" if sequence else "leave it out"
         raise MeshError(
-            f"--sequence-parallel: tp={mesh_axis.size} does not divide the sequence of {uneven[0].size}"
+            f"--sequence-parallel: tp={mesh_axis.size} does not divide the sequence of {uneven[0].size}; "
+            f"{remedy}"
         )
     names = {n.name for n in graph.nodes}
     parts = frozenset(n for n in whole.nodes if n.name not in names)
