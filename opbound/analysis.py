@@ -13,6 +13,7 @@ from opbound.memory_line import memory_profile
 from opbound.options import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS, Options
 from opbound.pipeline_ranks import pipeline_ranks
 from opbound.pricing import PricedStep, price_step
+from opbound.shared_work import SharedWork
 from opbound.timeline_events import timeline_events
 from opbound.workload import workload_of
 from reports import CostedNode, MemoryProfile, Report, StepTimes, TimelineEvent, build_report
@@ -93,6 +94,7 @@ class Analysis:
         self.hardware = device
         self.imports = {} if imports is None else imports
         self.pricer = NodePricer(self.hardware, options.execution == "eager")
+        self.work = SharedWork(progress)
         self.workload = workload_of(options)
         self.model = model
         self.options = options
@@ -199,6 +201,7 @@ class Analysis:
             self.hardware,
             self.pricer,
             self.progress,
+            self.work,
         )
 
     def _report(

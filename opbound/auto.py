@@ -1,38 +1,40 @@
 """`--parallel auto`: the fastest strategy that fits, of all meshes of a number of devices.
 
-Every candidate has a lower bound: what one device needs for its share, with the pipeline's bubble. The
-candidates are priced by the whole program in the order of their bounds, those of one mesh from the plainest
-to the one that stores least, until no bound is below the tenth fastest time or the time is up. At last, the
-best meshes are tried with their tensor-parallel axis searched (`partitioner.search`).
+Strategies that cannot fit are left out first. Each of the others has a bound, what it takes at least: first
+by its work alone, then by the price of one replica in one stage, which strategies that differ in replicas,
+stages and ZeRO share. The one with the lowest bound is priced by the whole program, until no bound is below
+the fastest time: then that is the fastest of them all. At last, the best meshes are tried with their
+tensor-parallel axis searched (`partitioner.search`).
 """
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import log2, prod
+from math import inf, prod
 from typing import TYPE_CHECKING
-
-import numpy as np
-from numpy.typing import NDArray
 
 from graph_ir.errors import MeshError, OpboundError
 from opbound.analysis import Progress
 from opbound.bench import Bench, Measured
-from opbound.candidates import Candidate, factorizations, splits
+from opbound.candidates import Candidate, Limits, candidates
 from opbound.options import Options
+from opbound.search_bounds import Bounds
 from opbound.searched_axes import searched_axes
 from reports.search_info import LeftOut, SearchInfo, StrategyRow
 
 if TYPE_CHECKING:
     from costing.hardware import Hardware
-    from graph_ir.graph import Graph
     from reports import Report
 
 SHOWN = 10
-SEARCH_S = 12.0
-"""Seconds after which no further strategy is priced."""
+
+TOO_LARGE = "what must be stored exceeds the memory"
+
+MOST_PRICED = 100
+"""Strategies that are priced at most, so that a search ends; a count, so that it always ends the same way."""
 
 SEARCHED = 3
 """Meshes, the fastest first, that are tried with a searched axis in place of tensor parallelism."""
@@ -55,6 +57,18 @@ class _Log:
 
     def leave_out(self, reason: str, example: str) -> None:
         self.left_out.setdefault(reason, []).append(example)
+
+
+@dataclass(frozen=True, order=True)
+class _Open:
+    """A candidate that is not priced yet; those that promise most come first."""
+
+    guess_s: float
+    bound_s: float
+    order: int
+    known: int
+    """How many of its bounds are in `bound_s`."""
+    candidate: Candidate = field(compare=False)
 
 
 class AutoSearch:
@@ -88,11 +102,9 @@ class AutoSearch:
         self.options = options
         self.progress = progress
         self.capacity_bytes = self.hardware.main_memory.capacity_bytes
+        self.bounds = Bounds(self.bench, options)
         self.log = _Log()
-        self._factors: dict[tuple[object, ...], float] = {}
-        """Measured times over their bounds, by what splits the operators."""
-        self._saved: dict[tuple[int, str], float] = {}
-        self._serial: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        self.too_large: list[Candidate] = []
 
     def run(self) -> Report:
         """The report of the fastest strategy that fits, with what else was looked at.
@@ -100,11 +112,13 @@ class AutoSearch:
         Raises:
             OpboundError: if the model cannot be analysed, or no strategy can be applied.
         """
-        self._first_graph()
+        graph = self.bounds.first_graph()
         began = time.monotonic()
-        candidates = list(self._candidates())
-        self._price_all(candidates, began + SEARCH_S)
-        self._price_searched(began + 1.3 * SEARCH_S)
+        limits = Limits.of(graph, self.bench.whole.options.batch or self._own_batch())
+        self._price_all(list(candidates(self.options, limits, self.devices, self.log.left_out)))
+        self._price_searched()
+        if not any(self._fits(m) for _, m in self.log.priced):
+            self._price_nearest()
         found = sorted(self.log.priced, key=self._rank)
         if not found:
             reasons = "; ".join(f"{r}: {e[0]}" for r, e in self.log.left_out.items())
@@ -125,186 +139,99 @@ class AutoSearch:
         analysis = self.bench.analysis(best.options)
         return replace(analysis.report(), search=replace(info, axes=searched_axes(analysis)))
 
+    def _own_batch(self) -> int:
+        return self.bench.imported(None, *self.bounds.first_key()).batch or 1
+
     def _rank(self, found: tuple[Candidate, Measured]) -> tuple[bool, float]:
         measured = found[1]
-        fits = measured.peak_bytes <= self.capacity_bytes
+        fits = self._fits(measured)
         return (not fits, measured.step_time_s if fits else float(measured.peak_bytes))
+
+    def _fits(self, measured: Measured) -> bool:
+        return measured.peak_bytes <= self.capacity_bytes
 
     def _row(self, candidate: Candidate, measured: Measured) -> StrategyRow:
         return StrategyRow(
             strategy=candidate.text(),
             step_time_s=measured.step_time_s,
             peak_bytes=measured.peak_bytes,
-            fits=measured.peak_bytes <= self.capacity_bytes,
+            fits=self._fits(measured),
         )
-
-    # --- candidates -------------------------------------------------------------------------------------
-
-    def _first_graph(self) -> Graph:
-        """The graph that tells what can be split; in generation mode, the prefill's."""
-        whole = self.bench.whole
-        if self.options.mode != "generation":
-            return whole_graph(self.bench, self.options.mode, self.options.sequence, None)
-        prompt, _, _ = whole.generated_tokens()
-        return whole_graph(self.bench, "prefill", prompt, None)
-
-    def _candidates(self) -> Iterator[Candidate]:
-        from partitioner.strategies.expert import expert_axes
-        from partitioner.strategies.sequence import token_axes
-
-        graph = self._first_graph()
-        axes = graph.axes
-        experts = min((a.size for a in expert_axes(graph, axes)), default=1)
-        tokens = min((a.size for a in token_axes(graph, axes)), default=1)
-        layers = sum(b.count for b in graph.blocks) or len(graph.nodes)
-        training = self.options.mode == "training"
-        batch = self.bench.whole.options.batch or self._own_batch()
-        for tp, cp, ep, dp, pp in factorizations(self.devices, 5):
-            sizes = {"tp": tp, "cp": cp, "ep": ep, "dp": dp, "pp": pp}
-            mesh = {axis: n for axis, n in sizes.items() if n > 1}
-            text = ",".join(f"{a}={n}" for a, n in mesh.items())
-            if ep > 1 and experts % ep:
-                if experts > 1:
-                    self.log.leave_out(f"ep does not divide the {experts} experts", text)
-                continue
-            if cp > 1 and (tokens % cp or tokens // cp < MIN_TOKENS):
-                if tokens > 1:
-                    self.log.leave_out(f"cp leaves less than {MIN_TOKENS} tokens", text)
-                continue
-            if pp > layers:
-                self.log.leave_out(f"pp needs more than the {layers} layers", text)
-                continue
-            if batch % (dp * ep):
-                self.log.leave_out(f"replicas do not divide the batch of {batch}", text)
-                continue
-            share = batch // (dp * ep)
-            for microbatch in self._microbatches(share, pp):
-                for sequence in (False, True)[: 2 if tp > 1 and tokens > 1 and training else 1]:
-                    options = replace(
-                        self.options,
-                        parallel=mesh,
-                        microbatch=microbatch,
-                        sequence_parallel=sequence or (self.options.sequence_parallel and tp > 1),
-                        batch=batch if self.options.batch or dp * ep > 1 else None,
-                    )
-                    yield Candidate(options, self._bound_s(options, share))
-
-    def _own_batch(self) -> int:
-        return self.bench.imported(None, *self._first_key()).batch or 1
-
-    def _first_key(self) -> tuple[str, int | None, None]:
-        if self.options.mode != "generation":
-            return self.options.mode, self.options.sequence, None
-        return "prefill", self.bench.whole.generated_tokens()[0], None
-
-    def _microbatches(self, share: int, stages: int) -> list[int | None]:
-        if self.options.microbatch is not None:
-            return [self.options.microbatch] if share % self.options.microbatch == 0 else []
-        if self.options.mode != "training":
-            return [None]
-        sizes = {1, 2, 4, 8} if stages > 1 else {1, 2, 4, share}
-        return [n for n in sorted(sizes) if share % n == 0]
-
-    def _bound_s(self, options: Options, share: int) -> float:
-        """Seconds that no device of the mesh can do without: its part of the work, and the bubble."""
-        microbatch = options.microbatch or share
-        stages = options.parallel.get("pp", 1)
-        ways = options.parallel.get("tp", 1) * options.parallel.get("cp", 1)
-        seconds, counts = self._nodes(microbatch)
-        # A part of an operator is still a kernel to launch, unless it is fused with others.
-        eager = self.options.execution == "eager"
-        least_s = np.minimum(seconds, self.hardware.launch.least_s if eager else 0.0)
-        serial_s = float((np.maximum(seconds / ways, least_s) * counts).sum())
-        return serial_s / stages * (share // microbatch + stages - 1)
-
-    def _nodes(self, samples: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(seconds, count) of every node of one micro-batch on one device, without the update."""
-        from opbound.pricing import step_graph
-
-        if samples not in self._serial:
-            traced = samples if (self.options.batch or 1) > 1 else None
-            imported = self.bench.imported(traced, *self._first_key())
-            graph = step_graph(imported.graph, self.options, self.progress)
-            nodes = [n for n in graph.nodes if n.phase != "optimizer"]
-            cost = self.bench.pricer.cost
-            self._serial[samples] = (
-                np.array([cost(n).time_s for n in nodes]),
-                np.array([float(n.count) for n in nodes]),
-            )
-        return self._serial[samples]
 
     # --- pricing ----------------------------------------------------------------------------------------
 
-    def _levels(self, options: Options) -> list[tuple[int, str]]:
-        """(ZeRO stage, recomputation), from the plainest to what stores least."""
-        if options.mode != "training":
-            return [(0, "none")]
-        stages = (0, 1, 3) if options.parallel.get("dp", 1) > 1 else (0,)
-        if options.zero and options.parallel.get("dp", 1) > 1:
-            stages = (options.zero,)
-        policies: tuple[str, ...] = (options.recompute,)
-        if options.recompute == "none":
-            # Only the ranks of a pipeline differ in what fits them.
-            pipelined = options.parallel.get("pp", 1) > 1
-            policies = ("none", "fit") if pipelined else ("none", "selective", "full")
-        pairs = [(z, r) for r in policies for z in stages]
-        # Recomputation with everything replicated is never what fits best.
-        return [(z, r) for z, r in pairs if z or r == policies[0] or len(stages) == 1]
-
-    def _price_all(self, candidates: list[Candidate], deadline: float) -> None:
-        """Prices candidates, those that promise most first, until the time is up."""
-        queue = list(candidates)
-        fitting: set[tuple[object, str]] = set()
+    def _price_all(self, found: list[Candidate]) -> None:
+        """Prices candidates, those that promise most first, until no other can be faster."""
+        bounds: list[Callable[[Candidate], float]] = [
+            self.bounds.compute_s,
+            lambda c: self.bounds.split_s(c.without_recomputation),
+            self.bounds.split_s,
+            self.bounds.unrecomputed_s,
+        ]
+        fitting = ((i, c, bounds[0](c)) for i, c in enumerate(found) if self._can_fit(c))
+        queue = [_Open(bound_s, bound_s, i, 1, c) for i, c, bound_s in fitting]
+        heapq.heapify(queue)
+        fastest = inf
         while queue:
-            candidate = min(queue, key=self._guess_s)
-            queue.remove(candidate)
-            times = sorted(
-                m.step_time_s for c, m in self.log.priced if m.peak_bytes <= self.capacity_bytes
-            )
-            if len(times) >= SHOWN and candidate.bound_s >= times[SHOWN - 1]:
-                reason = "their work alone takes longer than the tenth fastest"
+            at = heapq.heappop(queue)
+            candidate = at.candidate
+            if at.bound_s >= fastest and len(self.log.priced) >= SHOWN:
+                reason = "their work and its communication alone take longer than the fastest"
                 self.log.leave_out(reason, candidate.text())
-                continue
-            if time.monotonic() > deadline and times:
-                self.log.leave_out(f"not priced within {SEARCH_S:.0f} s", candidate.text())
-                continue
-            levels = self._levels(candidate.options)
-            zero, recompute = levels[candidate.level]
-            tried = replace(
-                candidate, options=replace(candidate.options, zero=zero, recompute=recompute)
-            )
-            fits = self._price(tried)
-            if fits:
-                fitting.add((candidate.key, recompute))
-            if fits is None or candidate.level + 1 == len(levels):
-                continue
-            # A share of the update may be faster too; to compute again only saves memory.
-            if (
-                levels[candidate.level + 1][1] == recompute
-                or (candidate.key, recompute) not in fitting
+            elif any(
+                candidate.recomputes_more_than(c) for c, m in self.log.priced if self._fits(m)
             ):
-                queue.append(replace(candidate, level=candidate.level + 1))
+                self.log.leave_out("they fit with less recomputation", candidate.text())
+            elif at.known > 1 and not self._can_apply(candidate):
+                continue
+            elif at.known < len(bounds):
+                bound_s = max(at.bound_s, self._tried(bounds[at.known], candidate))
+                guess_s = max(bound_s, self.bounds.evenly_cut_s(candidate))
+                if at.known != 2 or self._can_fit(candidate):
+                    heapq.heappush(
+                        queue, _Open(guess_s, bound_s, at.order, at.known + 1, candidate)
+                    )
+            elif len(self.log.priced) >= MOST_PRICED:
+                gain = f"at most {1 - at.bound_s / fastest:.0%} faster than the fastest"
+                reason = f"not among the {MOST_PRICED} that promise most"
+                self.log.leave_out(reason, f"{candidate.text()}: {gain}")
+            else:
+                measured = self._price(candidate)
+                if measured is not None and self._fits(measured):
+                    fastest = min(fastest, measured.step_time_s)
 
-    def _guess_s(self, candidate: Candidate) -> float:
-        """What a candidate may take: only the order of pricing depends on it.
+    def _can_apply(self, candidate: Candidate) -> bool:
+        """Whether a micro-batch can be split so; a candidate for which it cannot is logged."""
+        error = self.bounds.reason_against(candidate.without_recomputation)
+        if error:
+            self.log.leave_out("cannot be applied", f"{candidate.text()}: {error}")
+        return not error
 
-        The bound, times how far off it was where as much was communicated, or before that is known, times a
-        factor that has what splits operators tried later than what splits samples and layers.
-        """
-        size = candidate.options.parallel.get
-        tp, cp, dp = size("tp", 1), size("cp", 1) * size("ep", 1), size("dp", 1)
-        far = 2.0 if tp > node_devices(self.hardware) else 1.0
-        prior = far * (1 + 0.3 * log2(tp) + 0.3 * log2(cp) + 0.02 * log2(dp))
-        factor = self._factors.get(splits(candidate.options), prior)
-        return candidate.bound_s * factor * (1 + 0.02 * candidate.level)
+    @staticmethod
+    def _tried(bound: Callable[[Candidate], float], candidate: Candidate) -> float:
+        """A bound; none of a strategy that cannot be applied, which pricing it tells."""
+        try:
+            return bound(candidate)
+        except OpboundError:
+            return 0.0
 
-    def _price(self, candidate: Candidate) -> bool | None:
-        """Prices a candidate; whether it fits, None if it cannot be applied."""
-        least = self._least_bytes(candidate.options)
+    def _price_nearest(self) -> None:
+        """Where nothing fits, those strategies that come nearest."""
+        nearest = sorted(self.too_large, key=self.bounds.least_bytes)[:SHOWN]
+        for candidate in nearest:
+            self.log.left_out[TOO_LARGE].pop()
+            self._price(candidate)
+
+    def _can_fit(self, candidate: Candidate) -> bool:
+        """Whether what must be stored leaves room; a candidate that does not is logged."""
+        least = self.bounds.least_bytes(candidate)
         if least > self.capacity_bytes:
-            reason = "what must be stored exceeds the memory"
-            self.log.leave_out(reason, f"{candidate.text()}: {least / 1e9:.0f} GB")
-            return False
+            self.too_large.append(candidate)
+            self.log.leave_out(TOO_LARGE, f"{candidate.text()}: {least / 1e9:.0f} GB")
+        return least <= self.capacity_bytes
+
+    def _price(self, candidate: Candidate) -> Measured | None:
+        """Prices a candidate; None if it cannot be applied."""
         self.progress(f"pricing {candidate.text()} ({len(self.log.priced)} priced)")
         try:
             measured = self.bench.measure(candidate.options)
@@ -312,49 +239,9 @@ class AutoSearch:
             self.log.leave_out("cannot be applied", f"{candidate.text()}: {error}")
             return None
         self.log.priced.append((candidate, measured))
-        if candidate.bound_s > 0:
-            key, factor = splits(candidate.options), measured.step_time_s / candidate.bound_s
-            self._factors[key] = min(factor, self._factors.get(key, factor))
-        return measured.peak_bytes <= self.capacity_bytes
+        return measured
 
-    def _least_bytes(self, options: Options) -> float:
-        """Bytes that a device stores at least: its even share of the weights and what belongs to them."""
-        size = options.parallel.get
-        ways = size("tp", 1) * size("pp", 1) * size("ep", 1) * size("auto", 1)
-        replicas = size("dp", 1) if options.zero else 1
-        weights = sum(v.type.bytes * v.count for v in self._first_graph().parameters)
-        elements = sum(v.type.elements * v.count for v in self._first_graph().parameters)
-        if options.mode != "training":
-            return weights / ways
-        # AdamW keeps two moments in fp32; gradients have the weights' dtype.
-        states = 0 if options.optimizer == "sgd" else 8 * elements
-        kept = weights / (replicas if options.zero == 3 else 1)
-        gradients = weights / (replicas if options.zero >= 2 else 1)
-        return (kept + gradients + states / replicas) / ways + self._saved_bytes(options)
-
-    def _saved_bytes(self, options: Options) -> float:
-        """Bytes that wait for their backward pass at least: no axis splits any of them better than evenly.
-
-        The first rank of a pipeline holds as many micro-batches as there are stages.
-        """
-        from costing.memory import memory_use
-        from opbound.pricing import step_graph
-
-        if options.microbatch is None:
-            return 0.0
-        policy = "full" if options.recompute == "fit" else options.recompute
-        key = (options.microbatch, policy)
-        if key not in self._saved:
-            imported = self.bench.imported(options.microbatch, *self._first_key())
-            graph = step_graph(imported.graph, replace(options, recompute=policy), self.progress)
-            self._saved[key] = memory_use(graph).saved_bytes
-        size = options.parallel.get
-        stages = size("pp", 1)
-        share = (options.batch or 1) // (size("dp", 1) * size("ep", 1))
-        waiting = min(share // options.microbatch, stages) / stages
-        return self._saved[key] * waiting / (size("tp", 1) * size("cp", 1) * size("auto", 1))
-
-    def _price_searched(self, deadline: float) -> None:
+    def _price_searched(self) -> None:
         """The best meshes again, with a searched axis in place of the tensor-parallel one."""
         meshes: dict[tuple[object, ...], Candidate] = {}
         for candidate, _ in sorted(self.log.priced, key=self._rank):
@@ -367,17 +254,8 @@ class AutoSearch:
                     options = replace(candidate.options, parallel=sizes, sequence_parallel=False)
                     if "dp" not in sizes:
                         options = replace(options, zero=0)
-                    meshes.setdefault(tuple(sizes.items()), Candidate(options, 0.0))
+                    share = candidate.share
+                    meshes.setdefault(tuple(sizes.items()), Candidate(options, share))
         for candidate in list(meshes.values())[:SEARCHED]:
-            if time.monotonic() > deadline:
-                return
-            self._price(candidate)
-
-
-MIN_TOKENS = 128
-"""Tokens below which a device's part of a sequence is not worth splitting off."""
-
-
-def whole_graph(bench: Bench, mode: str, sequence: int | None, past: int | None) -> Graph:
-    """The folded forward graph of the whole batch."""
-    return bench.imported(bench.whole.workload.traced, mode, sequence, past).graph
+            if self._can_fit(candidate):
+                self._price(candidate)

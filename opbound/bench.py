@@ -117,6 +117,7 @@ class _Shared(Analysis):
             whole.model, options, whole.example_inputs, whole.progress, hardware=whole.hardware
         )
         self.pricer = bench.pricer
+        self.work = whole.work
         self.bench = bench
 
     def imported(

@@ -11,6 +11,7 @@ from graph_ir.errors import OpboundError
 from opbound.fitting import Fitting
 from opbound.options import Options
 from opbound.priced_nodes import costed_node
+from opbound.shared_work import SharedWork
 from opbound.workload import Workload
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def price_step(
     hardware: Hardware,
     pricer: NodePricer,
     progress: Callable[[str], None],
+    work: SharedWork | None = None,
 ) -> PricedStep:
     """Prices a step of the whole system.
 
@@ -101,15 +103,13 @@ def price_step(
         hardware: the device and its links.
         pricer: keeps prices between calls.
         progress: is told what is being done.
+        work: what other strategies on the same model have in common with this one.
 
     Raises:
         OpboundError: if the strategy cannot be applied, or the device cannot run a node.
     """
-    from graph_ir.fold import fold
-
-    executed = executed_graph(forward, options, progress)
-    progress("finding repeated layers")
-    folded = fold(executed)
+    work = work or SharedWork(progress)
+    folded = work.folded(forward, options)
     runs = workload.microbatches
 
     def price(partitioned: PartitionedGraph, node_pricer: NodePricer) -> StepCost:
@@ -117,7 +117,9 @@ def price_step(
 
     fitting = Fitting(
         options,
-        lambda one, bounds, slack: split_step(folded, one, pricer, progress, runs, bounds, slack),
+        lambda one, bounds, slack: split_step(
+            folded, one, pricer, progress, runs, bounds, slack, work
+        ),
         lambda partitioned: price(partitioned, pricer),
         pipeline_schedule(options).layout(options.parallel.get("pp", 1)),
         hardware.main_memory.capacity_bytes,
@@ -205,6 +207,7 @@ def split_step(
     microbatches: int = 1,
     bounds: tuple[int, ...] = (),
     slack: float | None = None,
+    work: SharedWork | None = None,
 ) -> tuple[Graph, PartitionedGraph]:
     """The graph of one micro-batch, in training with its backward pass, and its parts.
 
@@ -216,16 +219,20 @@ def split_step(
         microbatches: per step, for which a pipeline is balanced.
         bounds: where an earlier pipeline was cut, to cut there again.
         slack: where between memory (0) and time (1) a pipeline is balanced; None as `options` say.
+        work: what other strategies on the same model have in common with this one.
 
     Raises:
         OpboundError: if the strategy cannot be applied.
     """
     from partitioner.partition import partition
 
-    graph = step_graph(forward, options, progress)
+    work = work or SharedWork(progress)
+    graph = work.step_graph(forward, options)
     progress("splitting the model over the devices")
     strategy = strategy_of(options, pricer, microbatches, bounds, slack)
-    return graph, partition(graph, strategy, lambda node: pricer.cost(node).time_s)
+    return graph, partition(
+        graph, strategy, lambda node: pricer.cost(node).time_s, shared=work.passes
+    )
 
 
 def strategy_of(

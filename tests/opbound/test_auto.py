@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from itertools import product
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 import opbound as package
 from graph_ir.errors import OpboundError
 from opbound.auto import AutoSearch
-from opbound.candidates import factorizations
+from opbound.candidates import Limits, candidates, factorizations
 from opbound.options import Options
 
 TINY = {
@@ -88,6 +90,38 @@ def test_no_strategy_written_by_hand_is_faster(tiny: str, found) -> None:
         compared += 1
         assert found.search.rows[0].step_time_s <= measured.step_time_s * (1 + 1e-9), sizes
     assert compared >= 12
+
+
+def test_no_bound_exceeds_the_price_and_none_of_the_list_is_faster(tiny: str) -> None:
+    """On two devices every strategy is priced: the search finds the fastest without most of it."""
+    search = AutoSearch(tiny, Options(**SIZES), 2)
+    report = search.run()
+    limits = Limits.of(search.bounds.first_graph(), 8)
+    fastest = inf
+    compared = 0
+    for candidate in candidates(search.options, limits, 2, {}):
+        try:
+            measured = search.bench.measure(candidate.options)
+        except OpboundError:
+            continue
+        compared += 1
+        bounds = search.bounds
+        assert bounds.compute_s(candidate) <= measured.step_time_s, candidate.text()
+        assert bounds.split_s(candidate) <= measured.step_time_s * (1 + 1e-9), candidate.text()
+        assert bounds.least_bytes(candidate) <= measured.peak_bytes, candidate.text()
+        fastest = min(fastest, measured.step_time_s)
+    assert compared > 60
+    assert report.search.rows[0].step_time_s <= fastest * (1 + 1e-9)
+    assert report.search.priced < compared / 2
+
+
+def test_the_machines_speed_changes_nothing(tiny: str, found, monkeypatch) -> None:
+    """A clock that runs a thousand times as fast sees the same strategies."""
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: 1000 * clock())
+    again = AutoSearch(tiny, Options(**SIZES), 4).run()
+    assert again.search.rows == found.search.rows
+    assert again.search.left_out == found.search.left_out
 
 
 def test_rows_are_in_order_and_everything_is_accounted_for(found) -> None:
