@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +84,27 @@ SYSTEMS = {
 """Devices by the name that aiconfigurator gives their systems, which begins its tables' names."""
 
 
+CARDS = {
+    "NVIDIA_A100_80GB_PCIe": "a100-pcie-80gb",
+    "NVIDIA_A100-PCIE-40GB": "a100-pcie-40gb",
+    "Tesla_V100-PCIE-32GB": "v100-pcie-32gb",
+    "Tesla_V100-SXM2-32GB": "v100-sxm2-32gb",
+    "Tesla_T4": "t4",
+    "NVIDIA_A10": "a10",
+    "NVIDIA_A30": "a30",
+    "NVIDIA_A100-SXM4-80GB": "a100-sxm-80gb",
+    "NVIDIA_L4": "l4",
+    "NVIDIA_L40S": "l40s",
+    "NVIDIA_H100_80GB_HBM3": "h100-sxm-80gb",
+    "NVIDIA_H200": "h200-sxm-141gb",
+    "NVIDIA_B200": "b200",
+    "AMD_Instinct_MI210": "mi210",
+    "AMD_Instinct_MI250": "mi250x",
+    "AMD_Instinct_MI300X": "mi300x",
+}
+"""Devices by the name that the driver gives a card, by which NeuSight's tables are named."""
+
+
 def tables(folder: Path, kind: str, prefix: str = "") -> Iterator[tuple[str, Table]]:
     """The tables of one kind that lie there, each with its device's name.
 
@@ -100,17 +121,15 @@ def tables(folder: Path, kind: str, prefix: str = "") -> Iterator[tuple[str, Tab
         yield device_of(system, path), read_rows(path)
 
 
-def device_of(system: str, path: Path) -> str:
-    """The device file's name for a table's system.
+def device_of(name: str, path: Path, known: Mapping[str, str] = SYSTEMS) -> str:
+    """The device file's name for a table's system or card.
 
     Raises:
         OpboundError: if there is none.
     """
-    if system not in SYSTEMS:
-        raise OpboundError(
-            f"{path}: no device file is known for the system {system!r}; {did_you_mean(system, SYSTEMS)}"
-        )
-    return SYSTEMS[system]
+    if name not in known:
+        raise OpboundError(f"{path}: no device file for {name!r}; {did_you_mean(name, known)}")
+    return known[name]
 
 
 def gemm(folder: Path) -> Iterator[Comparison]:

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from costing.gemm import gemm_cost
+from costing.hardware import Hardware
 from costing.hardware_file import load_hardware
 from graph_ir.tensor_type import DType
-from opbound.validation_measured import Array, Comparison, Table, column, read_rows
+from opbound.validation_measured import Array, Comparison, Table, column, tables
 
-_DEVICE = "h100-sxm-80gb"
-_FILE = "moe/h100_sxm__vllm-0.24.0.csv.gz"
 _TRITON, _CUTLASS = "triton_tritonexperts", "flashinfer_cutlass_flashinferexperts"
 _ROUTING_KERNELS = 4
 """Launches that sort the tokens by expert and align them to tiles (vLLM's moe_align_block_size)."""
@@ -27,26 +26,35 @@ def moe(folder: Path) -> Iterator[Comparison]:
     Rows in `fp8`, scaled by tensor, are left out: they take three times as long as those scaled by block,
     and 3.5 times as long as reading their weights.
     """
-    table = read_rows(folder / _FILE)
+    for device, table in tables(folder, "moe"):
+        for found in _layers(load_hardware(device), table):
+            # Other libraries' kernels are other tables.
+            if len(found.measured_s):
+                yield found
+
+
+def _layers(hardware: Hardware, table: Table) -> Iterator[Comparison]:
     even = _rows(table, "bfloat16", _TRITON, "balanced")
-    experts = _Experts(even)
-    result = _compared(f"moe bf16 {_DEVICE}, balanced", even, experts.bf16_s(*experts.even()))
+    experts = _Experts(hardware, even)
+    name = f"moe bf16 {hardware.name}"
+    result = _compared(f"{name}, balanced", even, experts.bf16_s(*experts.even()))
     yield result
     yield result.where("without expert parallelism", experts.expert_parallel == 1)
     for alpha in (1.01, 1.2):
-        name = f"power_law_{alpha}"
         skewed = [
-            row for row in _rows(table, "bfloat16", _TRITON, name) if row["moe_ep_size"] == "1"
+            row
+            for row in _rows(table, "bfloat16", _TRITON, f"power_law_{alpha}")
+            if row["moe_ep_size"] == "1"
         ]
-        experts = _Experts(skewed)
+        experts = _Experts(hardware, skewed)
         seconds = experts.bf16_s(*experts.skewed(alpha))
         shares = f"power law {alpha}, without expert parallelism"
-        yield _compared(f"moe bf16 {_DEVICE}, {shares}", skewed, seconds)
+        yield _compared(f"{name}, {shares}", skewed, seconds)
     for library, kernels in (("Triton", _TRITON), ("CUTLASS", _CUTLASS)):
         blocks = _rows(table, "fp8_block", kernels, "balanced")
-        experts = _Experts(blocks)
+        experts = _Experts(hardware, blocks)
         seconds = experts.fp8_s(*experts.even(), permutes=library == "CUTLASS")
-        yield _compared(f"moe fp8 in blocks {_DEVICE}, balanced, {library}", blocks, seconds)
+        yield _compared(f"moe fp8 in blocks {hardware.name}, balanced, {library}", blocks, seconds)
 
 
 def _rows(table: Table, dtype: str, kernels: str, shares: str) -> Table:
@@ -65,8 +73,8 @@ def _compared(name: str, table: Table, predicted_s: Array) -> Comparison:
 class _Experts:
     """The layers of a table, one per row."""
 
-    def __init__(self, table: Table) -> None:
-        self.hardware = load_hardware(_DEVICE)
+    def __init__(self, hardware: Hardware, table: Table) -> None:
+        self.hardware = hardware
         self.tokens, self.hidden, inter, self.chosen, self.experts, tp, self.expert_parallel = (
             column(table, name)
             for name in (

@@ -26,27 +26,8 @@ from costing.node_cost import NodePricer
 from graph_ir.graph import Graph, GraphBuilder, Value
 from graph_ir.tensor_type import DType, TensorType
 from graph_ir.training import training_graph
-from opbound.validation_measured import Comparison, Table, read_rows
+from opbound.validation_measured import CARDS, Comparison, Table, read_rows
 
-DEVICES = {
-    "NVIDIA_A100_80GB_PCIe": "a100-pcie-80gb",
-    "NVIDIA_A100-PCIE-40GB": "a100-pcie-40gb",
-    "Tesla_V100-PCIE-32GB": "v100-pcie-32gb",
-    "Tesla_V100-SXM2-32GB": "v100-sxm2-32gb",
-    "Tesla_T4": "t4",
-    "NVIDIA_A10": "a10",
-    "NVIDIA_A30": "a30",
-    "NVIDIA_A100-SXM4-80GB": "a100-sxm-80gb",
-    "NVIDIA_L4": "l4",
-    "NVIDIA_L40S": "l40s",
-    "NVIDIA_H100_80GB_HBM3": "h100-sxm-80gb",
-    "NVIDIA_H200": "h200-sxm-141gb",
-    "NVIDIA_B200": "b200",
-    "AMD_Instinct_MI210": "mi210",
-    "AMD_Instinct_MI250": "mi250x",
-    "AMD_Instinct_MI300X": "mi300x",
-}
-"""Folders by the name that the driver gives a card; a table of any of them is compared where it lies."""
 _ELEMENTWISE = {
     **{name: name for name in ("add", "mul", "sub", "tanh", "gelu", "pow")},
     "truediv": "div",
@@ -74,7 +55,7 @@ class NodeTimes:
 
 def node_times(folder: Path) -> Iterator[tuple[str, NodeTimes]]:
     """For each device and model, its rows that run on the device."""
-    for place, device in DEVICES.items():
+    for place, device in CARDS.items():
         hardware = load_hardware(device)
         for path in _files(folder, place):
             yield device, _file_times(path, device, hardware)

@@ -19,8 +19,8 @@ SOURCES = {
     gemm: "ai-dynamo/aiconfigurator, bf16 GEMM: A100 with sglang 0.5.10, H100 with vllm 0.24.0",
     attention: "ai-dynamo/aiconfigurator, vllm's FlashAttention: A100 vllm 0.14.0, H100 vllm 0.24.0",
     collectives: "ai-dynamo/aiconfigurator, NCCL on 2, 4 and 8 GPUs, fp16",
-    convolution: "NeuSight, conv2d in fp32 without TF32, A100-80GB PCIe: calls one by one at the base "
-    "clock; counts the host's time, which grows by 60 ns with every shape measured before",
+    convolution: "NeuSight, conv2d in fp32 without TF32: calls one by one at the base clock, the host's "
+    "time included, which in the A100's table grows by 60 ns with every shape measured before",
     moe: "ai-dynamo/aiconfigurator, vllm 0.24.0's experts: in bf16 Triton's, tokens shared out evenly or by "
     "a power law; in fp8 with scales per block Triton's and CUTLASS's",
     sums: _FX_NODES,

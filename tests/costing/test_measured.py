@@ -1,12 +1,8 @@
 """Holds the errors against measured tables from growing. Skipped where the tables are absent."""
 
-from collections.abc import Callable, Iterator
-from math import inf
-from pathlib import Path
-
 import pytest
 
-from opbound.validation_measured import Comparison, measured_folder
+from opbound.validation_measured import measured_folder
 from opbound.validation_operators import SOURCES
 
 LIMITS = {
@@ -27,7 +23,8 @@ LIMITS = {
     "all_gather h100-sxm-80gb": 0.075,
     "reduce_scatter h100-sxm-80gb": 0.08,
     "alltoall h100-sxm-80gb": 0.12,
-    "conv2d fp32 a100-pcie-80gb": 0.123,
+    "conv2d fp32 a100-pcie-80gb": 0.25,
+    "conv2d fp32 a100-pcie-80gb, with the host's growing delay": 0.123,
     "conv2d fp32 a100-pcie-80gb, before the host slows down": 0.136,
     "moe bf16 h100-sxm-80gb, balanced": 0.197,
     "moe bf16 h100-sxm-80gb, balanced, without expert parallelism": 0.195,
@@ -49,11 +46,14 @@ LIMITS = {
 }
 
 
-@pytest.mark.parametrize("compare", list(SOURCES), ids=lambda f: f.__name__)
-def test_errors_do_not_grow(compare: Callable[[Path], Iterator[Comparison]]) -> None:
+@pytest.fixture(scope="module")
+def means() -> dict[str, float]:
     folder = measured_folder()
     if folder is None:
         pytest.skip("the measured tables are not here; set OPBOUND_SHARED to the folder above them")
-    for comparison in compare(folder):
-        # A table that is not of the usual set has no limit yet.
-        assert comparison.mean <= LIMITS.get(comparison.name, inf), comparison.name
+    return {found.name: found.mean for compare in SOURCES for found in compare(folder)}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_errors_do_not_grow(name: str, means: dict[str, float]) -> None:
+    assert means[name] <= LIMITS[name]
