@@ -26,8 +26,8 @@ from partitioner.strategies.stored_weights import WeightAxes, norms_apart, produ
 from partitioner.strategies.tensor import choose, inner_axes, require_coverage, way_of_rows
 from partitioner.strategy import Strategy
 
-SMALL_SHARE = 0.01
-"""Products with less than this share of the FLOPs may run whole on every column."""
+WHOLE_SHARE = 0.1
+"""Products with this share of the FLOPs may run whole on every column, as no axis of their weight divides."""
 
 
 def _choice(
@@ -51,26 +51,28 @@ def _choice(
 
 
 def _require_split(columns: WeightAxes, graph: Graph, axes: LogicalAxes, mesh: Mesh) -> None:
-    """Raises if a product with much work has a weight that the columns do not divide."""
+    """Raises if the columns do not divide the weights that much of the work is done with."""
     rows, count = mesh.axis("tp_rows").size, mesh.axis("tp").size
     if not columns.of:
         raise MeshError(f"tp={rows}x{count}: {graph.name or 'this graph'} has no product to split")
-    places = dict(products(graph))
-    flops = {n: n.flops * n.count for n in places}
-    heavy = [n for n in places if flops[n] > SMALL_SHARE * sum(flops.values())]
-    large = [n for n in columns.whole if n in heavy]
-    if large:
-        sizes = {
-            n: [a.size for a in axes.all_of(n.inputs[places[n]]) if not a.blocked] for n in heavy
-        }
-        works = next(
-            n for n in range(count, 0, -1) if all(any(s % n == 0 for s in sizes[h]) for h in heavy)
-        )
-        raise MeshError(
-            f"tp={rows}x{count}: {count} columns divide no axis of the weight of {large[0].name} "
-            f"({', '.join(map(str, sizes[large[0]])) or 'it has none'}); the nearest that works is "
-            f"tp={rows}x{works}"
-        )
+    flops = {n: n.flops * n.count for n, _ in products(graph)}
+    most = WHOLE_SHARE * sum(flops.values())
+    if sum(flops[n] for n in columns.whole) <= most:
+        return
+    sizes = {
+        n: [a.size for a in axes.all_of(n.inputs[i]) if axes.rule(n, a)] for n, i in products(graph)
+    }
+
+    def whole_flops(parts: int) -> int:
+        return sum(flops[n] for n, own in sizes.items() if all(s % parts for s in own))
+
+    works = next(n for n in range(count, 0, -1) if n == 1 or whole_flops(n) <= most)
+    worst = max(columns.whole, key=lambda n: flops[n])
+    raise MeshError(
+        f"tp={rows}x{count}: {count} columns divide no axis of the weight of {worst.name} "
+        f"({', '.join(map(str, sizes[worst])) or 'none can be split'}); the nearest that works is "
+        f"tp={rows}x{works}"
+    )
 
 
 def apply(graph: Graph, strategy: Strategy) -> Graph:

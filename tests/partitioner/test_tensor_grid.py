@@ -347,6 +347,17 @@ def test_a_graph_without_an_axis_to_split_is_named() -> None:
         local(b.build([y]), grid("2x2"), tensor_grid="summa")
 
 
+def test_a_weight_that_the_columns_do_not_divide_is_named() -> None:
+    b = GraphBuilder("odd")
+    x = b.add_input("x", TensorType((4, 6), DType.FLOAT32), dim_names=("batch", None))
+    for name, shape in (("first", (9, 6)), ("second", (15, 9))):
+        weight = b.add_input("weight", TensorType(shape, DType.FLOAT32), "parameter")
+        (x,) = b.emit("linear", [x, weight], [TensorType((4, shape[0]), DType.FLOAT32)], name=name)
+    says = r"2 columns divide no axis of the weight of second \(15, 9\)"
+    with pytest.raises(MeshError, match=says):
+        local(b.build([x]), grid("2x2"), tensor_grid="summa")
+
+
 def test_nothing_is_left_to_sequence_parallelism() -> None:
     with pytest.raises(MeshError, match="tp=2x4 splits everything"):
         Strategy(Mesh(grid("2x4")), sequence_parallel=True)
