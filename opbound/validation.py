@@ -93,7 +93,8 @@ def published_tables(
         (
             "training memory",
             f"{_KORTHIKANTI}, figure 1: GiB per GPU of the first stage; figures from its formulas "
-            "(18 bytes per parameter of the layers, activations of one micro-batch per stage)",
+            "(18 bytes per parameter of the layers, with gradients in fp32, as Megatron-LM keeps them; "
+            "activations of the micro-batches in flight)",
             _memory,
         ),
     ):
@@ -331,9 +332,14 @@ def _memory(session: _Session) -> Rows:
             schedule=f"interleaved:{chunks}" if chunks > 1 else "1f1b",
             recompute="selective" if selective else "none",
             sequence_parallel=selective,
+            gradient_dtype="fp32",
         )
-        kinds = report.memory.by_kind_bytes
-        state = sum(kinds.get(k, 0) for k in ("parameters", "gradients", "optimizer"))
+        # The formulas' state is that of layers alone: a pipeline's second rank has nothing else.
+        ranks = [rank.by_kind_bytes for rank in report.pipeline or ()] or [
+            report.memory.by_kind_bytes
+        ]
+        layers, kinds = ranks[min(1, len(ranks) - 1)], ranks[0]
+        state = sum(layers.get(k, 0) for k in ("parameters", "gradients", "optimizer"))
         label = f"{row['model']}, {row['mode']}"
         gib = 2.0**30
         yield ValidationRow(f"{label}: state", state / gib, float(row["state_GiB"]), "GiB")

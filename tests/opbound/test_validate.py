@@ -18,7 +18,7 @@ LIMITS = {
     "ZeRO-3 without model parallelism": (0.52, 0.71),
     "sharded data parallelism, one adapter per node": (0.105, 0.17),
     "Llama-2 generation": (0.06, 0.13),
-    "training memory": (0.042, 0.098),
+    "training memory": (0.016, 0.065),
 }
 
 
