@@ -113,8 +113,10 @@ class PartialTerms:
 
     def _passes(self, node: Node, terms: Sequence[Value]) -> bool:
         """Whether the results are terms if these operands are, and no work is repeated for it."""
+        if not terms or node.definition.kind == "contraction":
+            return False
         linear = node.definition.linear_of(node)
-        if linear is None or not terms or node.definition.kind == "contraction":
+        if linear is None:
             return False
         if linear == "jointly":
             return len(terms) == len(node.inputs)

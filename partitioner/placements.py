@@ -79,6 +79,7 @@ class Placements:
         self.plan = plan
         self.handed_on = {v for c in graph.carries.values() for v in (c.initial, c.result)}
         """What a repeated block receives and leaves."""
+        self._relevant = plan.axes.union(plan.batch, *plan.elsewhere)
         self._natural: dict[Value, Placement] = {}
         self.rules: dict[Node, AxisRule | None] = {}
         """The rule each node runs by; None: it runs whole on every device."""
@@ -149,7 +150,11 @@ class Placements:
             local = self.axes.local_rule(node, self.plan.batch)
             if local is not None:
                 return local
-        own = dict.fromkeys(a for axes in self.axes.of_node(node).values() for a in axes)
+        own = dict.fromkeys(
+            a for axes in self.axes.of_node(node).values() for a in axes if a in self._relevant
+        )
+        if not own:
+            return None
         choices = (self.plan.axes, *(() if node in self.plan.parts else self.plan.elsewhere))
         if node in self.plan.on_batch or not any(v.type.dtype.is_float for v in node.outputs):
             # Bookkeeping of a dispatch is each device's own: there the batch goes before the experts.
