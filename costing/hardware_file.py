@@ -213,24 +213,24 @@ def _runtime(top: _Section) -> Runtime | None:
     given = top.get("runtime", required=False)
     if given is None:
         return None
-    name = top.file
+    table = read_device(RUNTIMES, SPECS) if isinstance(given, str) else {}
     if isinstance(given, str):
-        table = read_device(RUNTIMES, SPECS)
         if given not in table:
             raise HardwareError(
                 f"{top.where('runtime')}: there is no {given!r} in {RUNTIMES.name}; "
                 f"{did_you_mean(given, table)}"
             )
-        name = given
-        s = _Section(table[name], str(RUNTIMES), "")
-    else:
-        s = _Section(given, top.file, "runtime", top.root)
+        top.data["runtime"] = table[given]
+    s = top.section("runtime")
+    if table:
+        # Its sources are not the device's own.
+        s.root, s.sources = s, {}
     channels: dict[str, int] = {}
     if s.get("channels", required=False) is not None:
         inner = s.section("channels")
         channels = {kind: int(inner.quantity(kind, "count")) for kind in inner.data}
     runtime = Runtime(
-        name=name,
+        name=given if isinstance(given, str) else top.file,
         context_bytes=s.quantity("context", "bytes"),
         product_workspace_bytes=s.quantity("product_workspace", "bytes", 0.0),
         connection_bytes=s.quantity("connection", "bytes", 0.0),

@@ -81,8 +81,8 @@ def device_figures(hardware: Hardware) -> Iterator[tuple[str, str, str]]:
         yield from _known_energy(hardware)
     if hardware.runtime is not None and isinstance(data.get("runtime"), str):
         named = read_device(RUNTIMES, SPECS)[data["runtime"]]
-        for path, value in _figures(named, ""):
-            yield f"runtime.{path}", value, hardware.runtime.sources.get(path, "not stated")
+        for path, value in _figures(named, "runtime"):
+            yield path, value, hardware.runtime.sources.get(path, "not stated")
 
 
 def _known_energy(hardware: Hardware) -> Iterator[tuple[str, str, str]]:

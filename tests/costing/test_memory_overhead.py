@@ -73,7 +73,9 @@ def test_each_group_has_buffers_of_its_own() -> None:
 def test_overhead_has_a_source_and_is_not_made_up_where_there_is_none() -> None:
     device = load_hardware("h100-sxm-80gb")
     assert device.runtime is not None
-    assert {"context", "product_workspace", "connection"} <= set(device.runtime.sources)
+    assert {"runtime.context", "runtime.product_workspace", "runtime.connection"} <= set(
+        device.runtime.sources
+    )
     assert tuple(overhead_bytes(device, [exchange("all_reduce", 2)], 7)) == OVERHEADS
     assert overhead_bytes(load_hardware("tpu-v4"), [exchange("all_reduce", 2)], 7) == {}
 
