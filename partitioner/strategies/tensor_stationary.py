@@ -61,10 +61,15 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
     mesh_axis = strategy.mesh.axis("tp_rows")
     if way_of_rows(graph, strategy) != "stationary":
         return graph
+    columns = strategy.mesh.axis("tp").size
+    if columns == 1:
+        raise MeshError(
+            f"tp={mesh_axis.size}x1: weights that stay are split over columns first; write "
+            f"tp={mesh_axis.size}, or add --tensor-grid summa"
+        )
     axes = graph.axes
     rows = weight_axes(graph, axes, _choice(axes, mesh_axis.size))
     if not rows.of:
-        columns = strategy.mesh.axis("tp").size
         raise MeshError(
             f"tp={mesh_axis.size}x{columns}: {mesh_axis.size} rows divide no axis of a weight of "
             f"{graph.name or 'this graph'} besides those that the columns split; use fewer rows"

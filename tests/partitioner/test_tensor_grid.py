@@ -358,6 +358,11 @@ def test_a_weight_that_the_columns_do_not_divide_is_named() -> None:
         local(b.build([x]), grid("2x2"), tensor_grid="summa")
 
 
+def test_weights_stay_only_where_there_are_columns() -> None:
+    with pytest.raises(MeshError, match="tp=4x1.* write tp=4, or add --tensor-grid summa"):
+        local(step("gpt")[0], grid("4x1"), tensor_grid="stationary")
+
+
 def test_nothing_is_left_to_sequence_parallelism() -> None:
     with pytest.raises(MeshError, match="tp=2x4 splits everything"):
         Strategy(Mesh(grid("2x4")), sequence_parallel=True)
