@@ -359,7 +359,7 @@ def test_a_weight_that_the_columns_do_not_divide_is_named() -> None:
 
 
 def test_weights_stay_only_where_there_are_columns() -> None:
-    with pytest.raises(MeshError, match="tp=4x1.* write tp=4, or add --tensor-grid summa"):
+    with pytest.raises(MeshError, match=r"tp=4x1.* write tp=4, or add --tensor-grid summa"):
         local(step("gpt")[0], grid("4x1"), tensor_grid="stationary")
 
 
