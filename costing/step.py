@@ -58,7 +58,7 @@ class StepCost:
     @property
     def fullest(self) -> int:
         """Index of the rank with the highest peak of memory."""
-        peaks = [use.total_bytes for use in self.memory]
+        peaks = [use.peak_bytes for use in self.memory]
         return peaks.index(max(peaks))
 
 

@@ -145,10 +145,10 @@ class AutoSearch:
     def _rank(self, found: tuple[Candidate, Measured]) -> tuple[bool, float]:
         measured = found[1]
         fits = self._fits(measured)
-        return (not fits, measured.step_time_s if fits else float(measured.peak_bytes))
+        return (not fits, measured.step_time_s if fits else float(measured.needed_bytes))
 
     def _fits(self, measured: Measured) -> bool:
-        return measured.peak_bytes <= self.capacity_bytes
+        return measured.needed_bytes <= self.capacity_bytes
 
     def _row(self, candidate: Candidate, measured: Measured) -> StrategyRow:
         return StrategyRow(

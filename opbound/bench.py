@@ -21,6 +21,9 @@ class Measured:
 
     step_time_s: float
     peak_bytes: int
+    """Of the tensors."""
+    needed_bytes: int
+    """What has to fit a device."""
 
 
 class Bench:
@@ -130,10 +133,11 @@ class _Shared(Analysis):
         options = self.options
         if options.mode != "generation":
             step = self.price(self.imported(options.mode, options.sequence))
-            return Measured(step.cost.step_time_s, step.needed_bytes)
+            peak_bytes = sum(step.memory_by_kind_bytes.values())
+            return Measured(step.cost.step_time_s, peak_bytes, step.needed_bytes)
         prompt, new, past = self.generated_tokens()
         first = self.price(self.imported("prefill", prompt))
         each = self.price(self.imported("decode", prompt, past))
         time_s = first.cost.step_time_s + new * each.cost.step_time_s
-        peaks = [step.needed_bytes for step in (first, each)]
-        return Measured(time_s, max(peaks))
+        most = max((first, each), key=lambda step: step.needed_bytes)
+        return Measured(time_s, sum(most.memory_by_kind_bytes.values()), most.needed_bytes)

@@ -65,8 +65,8 @@ class PricedStep:
 
     @property
     def needed_bytes(self) -> int:
-        """What has to fit a device: tensors and overhead of the fullest rank."""
-        return self.cost.memory[self.cost.fullest].total_bytes
+        """What has to fit a device: tensors and overhead."""
+        return max(use.total_bytes for use in self.cost.memory)
 
     def rows(self, times: int = 1, phase: str | None = None) -> list[CostedNode]:
         """The nodes of the busiest rank, each with all its executions.
