@@ -29,6 +29,9 @@ MIN_TABLE_SHARE = 0.1
 the all-reduce that a split of its rows costs."""
 
 
+NORM_SHARE = 0.1
+"""A reduction whose result is no larger a share of its operand may be exchanged."""
+
 UNEVEN_FROM = 64
 """Rows per device from which the uneven rest (at most one row per device) is below 2 % of the work."""
 
@@ -46,6 +49,8 @@ class Candidate:
     """A product with a weight sums over it (row-parallel)."""
     looks_up: bool = False
     """Data picks rows of a large table along it (a vocabulary)."""
+    normed: bool = False
+    """Something in between reduces over it (a norm over all heads), which costs a small exchange."""
     nodes: set[Node] = field(default_factory=set)
     example: str = ""
 
@@ -110,9 +115,12 @@ def _admits(
         elif node.definition.kind == "contraction" and split_weight:
             candidate.contracts = True
         elif not node.origin:
-            # A reduction that is no product with a weight (a norm's mean) would cost an exchange per
-            # use; only those that a decomposed softmax is made of are worth it.
-            return False
+            # A reduction that is no product with a weight (a norm's mean) costs an exchange per use; those
+            # that a decomposed softmax is made of are always worth it.
+            small = NORM_SHARE * sum(v.type.elements for v in node.inputs)
+            if node.definition.kind != "reduction" or node.outputs[0].type.elements > small:
+                return False
+            candidate.normed = True
     elif node.definition.kind == "contraction" and split_weight:
         if not candidate.makes:
             candidate.example = node.name
@@ -142,10 +150,13 @@ def choose(candidates: list[Candidate], parts: int) -> list[Candidate]:
 
     A vocabulary may split unevenly: its parts meet no other axis, and implementations pad it.
     """
+    # The residual width would be reduced in every norm: an axis that meets one without norms is not split.
+    clean = set[Node]().union(*(c.nodes for c in candidates if not c.normed))
     usable = [
         c
         for c in candidates
-        if c.axis.size % parts == 0 or (not c.contracts and c.axis.size >= UNEVEN_FROM * parts)
+        if (c.axis.size % parts == 0 or (not c.contracts and c.axis.size >= UNEVEN_FROM * parts))
+        and not (c.normed and c.nodes & clean)
     ]
     conflicts: dict[int, set[int]] = defaultdict(set)
     for i, j in combinations(range(len(usable)), 2):

@@ -230,3 +230,40 @@ def test_experts_terms_are_combined_before_they_are_reduced(options: dict[str, A
         for (kind, shape), _ in sent(local, during).items():
             assert shape[0] != BATCH * TOKENS * chosen or shape[1:] in ((), (1,)), (kind, shape)
     proven(graph, {"tp": 2}, **options)
+
+
+def decoder(kind: str, **sizes: Any) -> Graph:
+    return architecture(
+        kind,
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        **sizes,
+    )
+
+
+def split_weights(graph: Graph) -> set[str]:
+    """The last names of the weights that a rank of tensor parallelism holds a part of."""
+    local = rank_graph(training_graph(graph), {"tp": 2})
+    return {v.name.removesuffix(".weight").split(".")[-1] for v in local.parameters if v.shards}
+
+
+def test_heads_are_split_under_a_norm_of_all_of_them() -> None:
+    """OLMo 2 norms queries and keys over all heads: what is exchanged is one number per token."""
+    pytest.importorskip("transformers")
+    graph = decoder("olmo2")
+    assert {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "down_proj"} <= split_weights(graph)
+    messages = sent(rank_graph(training_graph(graph), {"tp": 2}), "forward")
+    assert messages["all_reduce", (BATCH, TOKENS, 1)] == 2 * LAYERS
+    assert messages["all_reduce", (BATCH, TOKENS, WIDTH)] == 2 * LAYERS + 1
+
+
+def test_experts_are_split_whose_gates_are_interleaved() -> None:
+    """GPT-OSS takes every second column for the gate."""
+    pytest.importorskip("transformers")
+    layers = ["full_attention"] * LAYERS
+    graph = decoder("gpt_oss", num_local_experts=4, num_experts_per_tok=2, layer_types=layers)
+    assert {"gate_up_proj", "gate_up_proj_bias", "down_proj"} <= split_weights(graph)
