@@ -33,10 +33,10 @@ SHOWN = 10
 
 TOO_LARGE = "what must be stored exceeds the memory"
 
-MOST_PRICED = 100
+MOST_PRICED = 40
 """Strategies that are priced at most, so that a search ends; a count, so that it always ends the same way."""
 
-SEARCHED = 3
+SEARCHED = 2
 """Meshes, the fastest first, that are tried with a searched axis in place of tensor parallelism."""
 
 
@@ -168,10 +168,12 @@ class AutoSearch:
             self.bounds.split_s,
             self.bounds.unrecomputed_s,
         ]
-        fitting = ((i, c, bounds[0](c)) for i, c in enumerate(found) if self._can_fit(c))
+        useful = (c for c in found if self._saves(c) and self._can_fit(c))
+        fitting = ((i, c, bounds[0](c)) for i, c in enumerate(useful))
         queue = [_Open(bound_s, bound_s, i, 1, c) for i, c, bound_s in fitting]
         heapq.heapify(queue)
         fastest = inf
+        unpriced: list[_Open] = []
         while queue:
             at = heapq.heappop(queue)
             candidate = at.candidate
@@ -184,6 +186,8 @@ class AutoSearch:
                 self.log.leave_out("they fit with less recomputation", candidate.text())
             elif at.known > 1 and not self._can_apply(candidate):
                 continue
+            elif len(self.log.priced) >= MOST_PRICED and at.known > 2:
+                unpriced.append(at)
             elif at.known < len(bounds):
                 bound_s = max(at.bound_s, self._tried(bounds[at.known], candidate))
                 guess_s = max(bound_s, self.bounds.evenly_cut_s(candidate))
@@ -191,14 +195,23 @@ class AutoSearch:
                     heapq.heappush(
                         queue, _Open(guess_s, bound_s, at.order, at.known + 1, candidate)
                     )
-            elif len(self.log.priced) >= MOST_PRICED:
-                gain = f"at most {1 - at.bound_s / fastest:.0%} faster than the fastest"
-                reason = f"not among the {MOST_PRICED} that promise most"
-                self.log.leave_out(reason, f"{candidate.text()}: {gain}")
             else:
                 measured = self._price(candidate)
                 if measured is not None and self._fits(measured):
                     fastest = min(fastest, measured.step_time_s)
+
+        for at in sorted(unpriced, key=lambda at: (at.bound_s, at.order)):
+            # The one that could gain most is the example.
+            gain = f"at most {max(1 - at.bound_s / fastest, 0):.0%} less than the fastest"
+            reason = f"not among the {MOST_PRICED} that promise most"
+            self.log.leave_out(reason, f"{at.candidate.text()}: {gain}")
+
+    def _saves(self, candidate: Candidate) -> bool:
+        """Whether selective recomputation saves anything; a candidate where it does not is logged."""
+        saves = candidate.options.recompute != "selective" or self.bounds.saves(candidate)
+        if not saves:
+            self.log.leave_out("nothing is recomputed selectively", candidate.text())
+        return saves
 
     def _can_apply(self, candidate: Candidate) -> bool:
         """Whether a micro-batch can be split so; a candidate for which it cannot is logged."""
@@ -217,9 +230,14 @@ class AutoSearch:
 
     def _price_nearest(self) -> None:
         """Where nothing fits, those strategies that come nearest."""
-        nearest = sorted(self.too_large, key=self.bounds.least_bytes)[:SHOWN]
+        missing = max(SHOWN - len(self.log.priced), 0)
+        nearest = sorted(self.too_large, key=self.bounds.least_bytes)[:missing]
+        if nearest:
+            priced = {c.text() for c in nearest}
+            others = [e for e in self.log.left_out.pop(TOO_LARGE) if e.split(": ")[0] not in priced]
+            if others:
+                self.log.left_out[TOO_LARGE] = others
         for candidate in nearest:
-            self.log.left_out[TOO_LARGE].pop()
             self._price(candidate)
 
     def _can_fit(self, candidate: Candidate) -> bool:

@@ -268,14 +268,27 @@ class Bounds:
         stored = (kept + gradients + states / replicas) / ways
         return stored + self._saved_bytes(candidate)
 
+    def saves(self, candidate: Candidate) -> bool:
+        """Whether its recomputation keeps less for the backward pass than none would."""
+        samples = candidate.options.microbatch or candidate.share
+        none, own = (self._saved_whole(samples, p) for p in ("none", candidate.options.recompute))
+        return own < none
+
+    def _saved_whole(self, samples: int, policy: str) -> float:
+        """Bytes that one micro-batch leaves on one device."""
+        from costing.memory import memory_use
+
+        key = (samples, policy)
+        if key not in self._saved:
+            self._saved[key] = memory_use(self._step_graph(samples, policy)).saved_bytes
+        return self._saved[key]
+
     def _saved_bytes(self, candidate: Candidate) -> float:
         """Bytes that wait for their backward pass at least: no axis splits any of them better than evenly.
 
         Stage k of p keeps p - k + 1 micro-batches, or all there are. However the layers are shared out, some
         stage keeps at least the sum of what one micro-batch leaves over that of the stages' reciprocals.
         """
-        from costing.memory import memory_use
-
         options = candidate.options
         samples = options.microbatch or candidate.share
         policy = "full" if options.recompute == "fit" else options.recompute
@@ -288,7 +301,5 @@ class Bounds:
         held = sum(1 / n for n in kept)
         if alone is not None:
             return alone.saved_bytes / held
-        key = (samples, policy)
-        if key not in self._saved:
-            self._saved[key] = memory_use(self._step_graph(*key)).saved_bytes
-        return self._saved[key] / held / (size("tp", 1) * size("cp", 1) * size("auto", 1))
+        ways = size("tp", 1) * size("cp", 1) * size("auto", 1)
+        return self._saved_whole(samples, policy) / held / ways
