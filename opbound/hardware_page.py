@@ -72,7 +72,8 @@ def show_device(name_or_path: str) -> str:
 def device_figures(hardware: Hardware) -> Iterator[tuple[str, str, str]]:
     """Every figure of a device: its key path, its value as the file states it, its source."""
     from costing.hardware_base import read_device
-    from costing.hardware_file import RUNTIMES, SPECS
+    from costing.hardware_file import SPECS
+    from costing.hardware_reader import RUNTIMES
 
     data = read_device(Path(hardware.path), SPECS)
     for path, value in _figures(data, ""):

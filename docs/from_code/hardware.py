@@ -1,6 +1,6 @@
 """The reference of the hardware file: what the code that reads it asks for.
 
-Every key, its dimension and its default are read off the reader's source (`costing.hardware_file`), its
+Every key, its dimension and its default are read off the reader's source (`costing.hardware_reader`), its
 meaning off the field that it fills (`costing.hardware`).
 """
 
@@ -48,7 +48,7 @@ def page() -> str:
     from costing.units import UNITS
 
     parts = [_HEAD]
-    for reader, path, cls in sections("_hardware", ""):
+    for reader, path, cls in sections("read_hardware", ""):
         texts = field_texts(cls)
         rows = [
             (
@@ -77,15 +77,15 @@ def _kind(key: Key) -> str:
 
 
 def _functions() -> dict[str, ast.FunctionDef]:
-    from costing import hardware_file
+    from costing import hardware_reader
 
-    tree = ast.parse(inspect.getsource(hardware_file))
+    tree = ast.parse(inspect.getsource(hardware_reader))
     return {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
 
 
 def sections(reader: str, path: str) -> Iterator[tuple[str, str, type]]:
     """(reader function, path of its keys in the file, class that it fills), the outer ones first."""
-    from costing import hardware_file
+    from costing import hardware_reader
 
     functions = _functions()
     function = functions[reader]
@@ -93,7 +93,7 @@ def sections(reader: str, path: str) -> Iterator[tuple[str, str, type]]:
         n for n in ast.walk(function) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
     ]
     built = [
-        vars(hardware_file).get(call.func.id) for call in calls if isinstance(call.func, ast.Name)
+        vars(hardware_reader).get(call.func.id) for call in calls if isinstance(call.func, ast.Name)
     ]
     yield reader, path, next(cls for cls in built if hasattr(cls, "__dataclass_fields__"))
     owner = _owner(function)
@@ -121,14 +121,14 @@ def sections(reader: str, path: str) -> Iterator[tuple[str, str, type]]:
 
 
 def _builds(function: ast.FunctionDef) -> bool:
-    from costing import hardware_file
+    from costing import hardware_reader
 
     names = {
         n.func.id
         for n in ast.walk(function)
         if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
     }
-    return any(hasattr(vars(hardware_file).get(name), "__dataclass_fields__") for name in names)
+    return any(hasattr(vars(hardware_reader).get(name), "__dataclass_fields__") for name in names)
 
 
 def keys(reader: str) -> list[Key]:
@@ -221,7 +221,7 @@ def _fields(function: ast.FunctionDef) -> dict[int, str]:
 
     A value that is read into a local variable first belongs to the argument that the variable is given as.
     """
-    from costing import hardware_file
+    from costing import hardware_reader
 
     found: dict[int, str] = {}
     local: dict[str, ast.expr] = {}
@@ -235,7 +235,7 @@ def _fields(function: ast.FunctionDef) -> dict[int, str]:
     for node in ast.walk(function):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
             continue
-        order = list(getattr(vars(hardware_file).get(node.func.id), "__dataclass_fields__", ()))
+        order = list(getattr(vars(hardware_reader).get(node.func.id), "__dataclass_fields__", ()))
         if not order:
             continue
         given = [
