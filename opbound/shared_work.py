@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from partitioner.shared_passes import SharedPasses
 
 
+_OF_A_STEP = ("mode", "optimizer", "recompute", "gradient_dtype")
+"""Options that the backward pass and the update depend on."""
+
+
 class SharedWork:
     """Does once what depends on no more than a few options.
 
@@ -25,7 +29,7 @@ class SharedWork:
         self.passes: SharedPasses = SharedPasses()
         self.progress = progress
         self._folded: dict[tuple[Graph, str, str], Graph] = {}
-        self._steps: dict[tuple[Graph, str, str | None, str], Graph] = {}
+        self._steps: dict[tuple[object, ...], Graph] = {}
 
     def folded(self, forward: Graph, options: Options) -> Graph:
         """The graph that runs, each repeated layer once.
@@ -49,9 +53,9 @@ class SharedWork:
 
         Args:
             folded: the forward graph.
-            options: mode, optimizer and recomputation.
+            options: mode, optimizer, recomputation and the gradients' dtype.
         """
-        key = (folded, options.mode, options.optimizer, options.recompute)
+        key = (folded, *(getattr(options, name) for name in _OF_A_STEP))
         if key not in self._steps:
             from opbound.pricing import step_graph
 

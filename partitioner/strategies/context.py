@@ -84,7 +84,7 @@ def _require_even(tokens: frozenset[Axis], cp: int, parts: int) -> None:
             ends = ", of which each device takes two chunks" if parts > cp else ""
             raise MeshError(
                 f"cp={cp} does not divide the sequence of {axis.size}{ends}; "
-                f"use --sequence with a multiple of {parts}"
+                f"use --sequence (of a generation --prompt-tokens) with a multiple of {parts}"
             )
 
 

@@ -274,9 +274,9 @@ def apply(graph: Graph, strategy: Strategy) -> Graph:
         )
     uneven = [a for a in elsewhere if a.size % mesh_axis.size]
     if uneven:
-        remedy = (
-            f"use --sequence with a multiple of {mesh_axis.size}" if sequence else "leave it out"
-        )
+        remedy = "leave it out"
+        if sequence:
+            remedy = f"use --sequence (of a generation --prompt-tokens) with a multiple of {mesh_axis.size}"
         raise MeshError(
             f"--sequence-parallel: tp={mesh_axis.size} does not divide the sequence of {uneven[0].size}; "
             f"{remedy}"
