@@ -26,6 +26,10 @@ _KIND_WORDS = {
     "kv_cache": "KV cache",
     "workspace": "workspace",
     "communication": "buffers of communication",
+    "context": "the driver's context",
+    "libraries": "the libraries' workspaces",
+    "communicators": "the communicators' buffers",
+    "allocator": "the allocator's segments",
 }
 
 
@@ -195,10 +199,10 @@ def _gain_sentence(limit: Limit, parts: StepParts, work: str) -> str:
 
 
 def _memory_sentence(memory: MemoryUse) -> str:
-    kind, kind_bytes = _largest(memory.by_kind_bytes)
+    kind, kind_bytes = _largest({**memory.by_kind_bytes, **memory.overhead_bytes})
     used = (
         f"{bytes_text(memory.total_bytes)} of {bytes_text(memory.capacity_bytes)} per device, "
-        f"most of it {_KIND_WORDS[kind]} ({bytes_text(kind_bytes)})"
+        f"the largest part {_KIND_WORDS[kind]} ({bytes_text(kind_bytes)})"
     )
     if memory.fits:
         return f"It fits: the peak is {used}."

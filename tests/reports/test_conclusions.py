@@ -98,8 +98,14 @@ def test_the_three_sentences(report):
         "and dram bandwidth would limit it."
     )
     assert memory == (
-        "It fits: the peak is 54.6 kB of 1.00 MB per device, most of it activations (40.0 kB)."
+        "It fits: the peak is 54.6 kB of 1.00 MB per device, the largest part activations (40.0 kB)."
     )
+
+
+def test_the_largest_part_may_be_no_tensor(make_report):
+    sentence = make_report(overhead_bytes={"context": 50_000}).totals.conclusions[2]
+    assert "the peak is 105 kB of 1.00 MB" in sentence
+    assert sentence.endswith("the largest part the driver's context (50.0 kB).")
 
 
 def test_what_does_not_fit_is_said(make_report):
