@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from costing.hardware import MATRIX, VECTOR, Hardware
+from costing.engine import MATRIX, VECTOR
+from costing.hardware import Hardware
 from costing.kernel_cost import Array, KernelCost
 from graph_ir.tensor_type import DType
 

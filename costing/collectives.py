@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from costing.fabric import Span, spans
-from costing.hardware import UPLINK, Hardware, Link, Protocol
+from costing.hardware import Hardware
+from costing.link import UPLINK, Link, Protocol
 from costing.op_cost import network_bound
 from graph_ir.errors import HardwareError
 

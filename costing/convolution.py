@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from costing.hardware import MATRIX, Hardware
+from costing.engine import MATRIX
+from costing.hardware import Hardware
 from costing.op_cost import COMPUTE, OpCost
 from costing.roofline import kernel_op_cost
 from costing.winograd import TAPS, WinogradShape, winograd_cost

@@ -21,7 +21,8 @@ from costing.technology import operation_energy
 from graph_ir.tensor_type import DType
 
 if TYPE_CHECKING:
-    from costing.hardware import Engine, Hardware
+    from costing.engine import Engine
+    from costing.hardware import Hardware
     from costing.op_cost import OpCost
 
 _MATRIX = "matrix"

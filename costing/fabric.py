@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 
-from costing.hardware import DIRECT, GRID, Hardware, Link
+from costing.hardware import Hardware
+from costing.link import DIRECT, GRID, Link
 from graph_ir.errors import HardwareError
 
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from costing.hardware import MATRIX, Engine, Hardware, MemoryLevel
+from costing.engine import MATRIX, Engine
+from costing.hardware import Hardware, MemoryLevel
 from costing.kernel_cost import Array, KernelCost
 from graph_ir.tensor_type import DType
 

@@ -7,23 +7,11 @@ from math import prod
 from pathlib import Path
 
 from costing.energy import Energy
-from costing.hardware import (
-    DIRECT,
-    GRID,
-    SWITCH,
-    UPLINK,
-    AttentionKernel,
-    Clock,
-    Engine,
-    Hardware,
-    Launch,
-    Link,
-    MemoryLevel,
-    Protocol,
-    Tile,
-)
+from costing.engine import AttentionKernel, Engine, Tile
+from costing.hardware import Clock, Hardware, Launch, MemoryLevel
 from costing.hardware_base import read_device
 from costing.hardware_section import Section
+from costing.link import DIRECT, GRID, SWITCH, UPLINK, Link, Protocol
 from costing.runtime import Runtime
 from graph_ir.errors import HardwareError, OpboundError, did_you_mean
 from graph_ir.tensor_type import DType

@@ -14,9 +14,10 @@ from typing import Any
 from costing.attention import AttentionShape, attention_cost
 from costing.collectives import collective_cost
 from costing.convolution import splits_contraction, winograd_node_cost
+from costing.engine import MATRIX, VECTOR
 from costing.fabric import spans
 from costing.gemm import gemm_cost
-from costing.hardware import MATRIX, VECTOR, Hardware
+from costing.hardware import Hardware
 from costing.op_cost import LATENCY, UNKNOWN, OpCost, largest, memory_bound
 from costing.roofline import kernel_op_cost, streaming_cost
 from graph_ir.graph import Node, Value

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from costing.hardware import VECTOR, Engine, Hardware
+from costing.engine import VECTOR, Engine
+from costing.hardware import Hardware
 from costing.kernel_cost import KernelCost
 from costing.op_cost import COMPUTE, LATENCY, OpCost, largest, memory_bound
 from graph_ir.tensor_type import DType

@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
+from costing.engine import MATRIX, Tile
 from costing.gemm import gemm_cost
-from costing.hardware import MATRIX, Hardware, Tile
+from costing.hardware import Hardware
 from costing.kernel_cost import Array, KernelCost
 from graph_ir.tensor_type import DType
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from costing.engine import MATRIX
 from costing.gemm import gemm_cost
-from costing.hardware import MATRIX
 from costing.hardware_file import load_hardware
 from costing.winograd import TAPS, WinogradShape, winograd_cost
 from graph_ir.tensor_type import DType

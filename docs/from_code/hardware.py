@@ -1,7 +1,7 @@
 """The reference of the hardware file: what the code that reads it asks for.
 
 Every key, its dimension and its default are read off the reader's source (`costing.hardware_reader`), its
-meaning off the field that it fills (`costing.hardware`).
+meaning off the field that it fills.
 """
 
 from __future__ import annotations

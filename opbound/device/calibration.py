@@ -6,7 +6,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from costing.hardware import Tile
+from costing.engine import Tile
 from graph_ir.errors import OpboundError
 from opbound._version import __version__
 from opbound.device import device_file as entry

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from costing.hardware import Link, Protocol
+from costing.link import Link, Protocol
 from graph_ir.errors import OpboundError
 from opbound.device.stopwatch import typical
 

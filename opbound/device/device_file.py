@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from costing.hardware import Link, MemoryLevel, Tile
+from costing.engine import Tile
+from costing.hardware import MemoryLevel
+from costing.link import Link
 from opbound.device.engine_fit import Overheads
 
 

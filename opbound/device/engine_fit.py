@@ -13,8 +13,9 @@ from statistics import median
 
 import numpy as np
 
+from costing.engine import MATRIX, Engine, Tile
 from costing.gemm import gemm_cost
-from costing.hardware import MATRIX, Engine, Hardware, Launch, MemoryLevel, Tile
+from costing.hardware import Hardware, Launch, MemoryLevel
 from costing.kernel_cost import Array
 from opbound.device.benchmarks import Copy, Product
 

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from costing.collectives import OPS, collective_cost
 from costing.fabric import spans
-from costing.hardware import Hardware, Launch, Link, Protocol
+from costing.hardware import Hardware, Launch
 from costing.hardware_file import list_hardware, load_hardware
+from costing.link import Link, Protocol
 from graph_ir.errors import HardwareError
 
 LINKED = [name for name in list_hardware() if load_hardware(name).links]

@@ -5,8 +5,8 @@ import pytest
 
 from costing.attention import AttentionShape, attention_cost
 from costing.collectives import collective_cost
+from costing.engine import MATRIX
 from costing.gemm import gemm_cost
-from costing.hardware import MATRIX
 from costing.hardware_file import list_hardware, load_hardware
 from costing.roofline import streaming_cost
 from graph_ir.tensor_type import DType

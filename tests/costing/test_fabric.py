@@ -9,8 +9,9 @@ import pytest
 
 from costing.collectives import collective_cost
 from costing.fabric import spans
-from costing.hardware import Hardware, Launch, Link, Protocol
+from costing.hardware import Hardware, Launch
 from costing.hardware_file import load_hardware
+from costing.link import Link, Protocol
 from graph_ir.errors import HardwareError
 
 EXAMPLES = Path(__file__).parents[2] / "examples/wafer"

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from costing.engine import Tile
 from costing.gemm import gemm_cost
-from costing.hardware import Hardware, Tile
+from costing.hardware import Hardware
 from costing.hardware_file import list_hardware, load_hardware
 from costing.kernel_cost import KernelCost
 from graph_ir.tensor_type import DType

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costing.attention import AttentionShape, attention_cost
-from costing.hardware import Engine, Hardware, Launch, MemoryLevel
+from costing.engine import Engine
+from costing.hardware import Hardware, Launch, MemoryLevel
 from costing.hardware_file import list_hardware, load_hardware
 from costing.op_cost import OpCost
 from costing.roofline import streaming_cost

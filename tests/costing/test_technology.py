@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from costing.energy import Energy, operator_energy
-from costing.hardware import MATRIX, VECTOR
+from costing.engine import MATRIX, VECTOR
 from costing.hardware_file import list_hardware, load_hardware
 from costing.op_cost import OpCost
 from costing.scaling import Target, node_factors, scaled_device

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from costing.engine import MATRIX, Engine, Tile
 from costing.gemm import gemm_cost
-from costing.hardware import MATRIX, Engine, Hardware, Launch, MemoryLevel, Tile
+from costing.hardware import Hardware, Launch, MemoryLevel
 from costing.hardware_file import load_hardware
 from graph_ir.errors import OpboundError
 from graph_ir.tensor_type import DType
