@@ -78,6 +78,12 @@ def test_the_a100_has_its_data_sheet_figures() -> None:
     assert [link.bandwidth_bytes_per_s for link in device.links] == [300e9, 25e9]
 
 
+@pytest.mark.parametrize("dtype", [DType.FLOAT8_E4M3, DType.INT4])
+def test_narrow_types_run_as_float16_where_bfloat16_is_emulated(dtype: DType) -> None:
+    engine = load_hardware("v100-sxm2-32gb").engine_for("matrix", dtype)
+    assert engine.peak(dtype) == engine.peak_flops["float16"] > engine.peak_flops["bfloat16"]
+
+
 def test_float32_is_not_silently_run_in_a_narrower_type() -> None:
     device = load_hardware("a100-sxm-80gb")
     assert device.engine_for("matrix", DType.FLOAT32).peak(DType.FLOAT32) == 19.5e12
