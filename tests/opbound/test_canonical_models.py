@@ -88,7 +88,12 @@ def kernels(graph: Graph) -> Counter[str]:
 
 
 @pytest.mark.parametrize("name", ["llama", "bert", *(slow(n) for n in MODELS if n not in QUICK)])
-def test_written_out_attention_equals_fused_attention(name: str) -> None:
+def test_written_out_attention_equals_fused_attention(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    if name == "opt":
+        reason = "a factor on the queries of an attention that is fused already stays a product"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     eager, fused = imported(name, "eager"), imported(name, "sdpa")
     ours, theirs = canonicalize(eager), canonicalize(fused)
     assert kernels(ours) == kernels(theirs)
